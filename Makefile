@@ -1,0 +1,118 @@
+# The one place where commands are written: `make` lists them.
+# Every target that needs Python packages makes the environment it needs first, once.
+
+SHELL := bash
+.SHELLFLAGS := -eu -o pipefail -c
+.DELETE_ON_ERROR:
+.DEFAULT_GOAL := help
+
+# The interpreter that makes the environments, and where they stand.
+PYTHON ?= python3
+SERVING_ENV ?= .venv-serving
+FULL_ENV ?= .venv
+
+# What a command is given beyond its defaults: make train ARGS="--preset tiny"
+ARGS ?=
+# The model that `serve` and `demo` use and that `export` writes.
+MODEL ?= models/mnist
+# Where `stubs` writes.
+STUBS_DIR ?= protos
+
+SERVING_STAMP := $(SERVING_ENV)/.stamp
+FULL_STAMP := $(FULL_ENV)/.stamp
+SERVING_PYTHON := $(SERVING_ENV)/bin/python
+FULL_PYTHON := $(FULL_ENV)/bin/python
+
+PROTOS := simple_diffusion/v1/diffusion.proto
+
+# ONNX Runtime sends telemetry from its Linux builds unless told not to.
+export ORT_DISABLE_TELEMETRY := 1
+export PIP_DISABLE_PIP_VERSION_CHECK := 1
+
+.PHONY: help demo serve train export test check format stubs constraints clean
+
+help: ## List the targets
+	@grep -E '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## (.*)/  make \1\t\2/' | expand -t 22
+	@echo
+	@echo '  ARGS="..." goes to the command behind demo, serve, train, export and test.'
+
+# --- Use it ----------------------------------------------------------------------------------
+
+demo: $(SERVING_STAMP) ## Serve the model, ask it for ten of each digit, write demo.png
+	$(SERVING_PYTHON) tools/demo.py --model $(MODEL) $(ARGS)
+
+serve: $(SERVING_STAMP) ## Serve the model over gRPC until Ctrl-C
+	$(SERVING_PYTHON) -m serving --model $(MODEL) $(ARGS)
+
+train: $(FULL_STAMP) ## Train a model (ARGS="--help" lists every setting)
+	$(FULL_PYTHON) -m training.train $(ARGS)
+
+export: $(FULL_STAMP) ## Write a bundle from a checkpoint (ARGS="--checkpoint FILE")
+	$(FULL_PYTHON) -m export --output $(MODEL) $(ARGS)
+
+# --- Work on it ------------------------------------------------------------------------------
+
+test: $(FULL_STAMP) ## Run every test
+	$(FULL_PYTHON) -m pytest $(ARGS)
+
+check: $(FULL_STAMP) ## Format, lint, types, import contracts, proto lint, stubs fresh
+	$(FULL_ENV)/bin/ruff format --check .
+	$(FULL_ENV)/bin/ruff check .
+	$(FULL_ENV)/bin/mypy
+	$(FULL_ENV)/bin/lint-imports
+	$(FULL_ENV)/bin/buf lint
+	@fresh=$$(mktemp -d); trap 'rm -rf "$$fresh"' EXIT; \
+	$(call compile_protos,"$$fresh"); \
+	for stub in $$(cd "$$fresh" && find . -type f); do \
+	  diff -u "protos/$$stub" "$$fresh/$$stub" || { echo 'Stale stubs: make stubs' >&2; exit 1; }; \
+	done
+
+format: $(FULL_STAMP) ## Format the code and fix what the linter can fix
+	$(FULL_ENV)/bin/ruff format .
+	$(FULL_ENV)/bin/ruff check --fix .
+
+stubs: $(FULL_STAMP) ## Write the Python stubs of the protos anew
+	$(call compile_protos,$(STUBS_DIR))
+
+# $(call compile_protos,DIRECTORY): the stubs and their types; protoc finds its plugins on the PATH.
+compile_protos = PATH="$(abspath $(FULL_ENV))/bin:$$PATH" $(FULL_PYTHON) -m grpc_tools.protoc \
+  -I protos --python_out=$(1) --mypy_out=$(1) --grpc_python_out=$(1) --mypy_grpc_out=$(1) $(PROTOS)
+
+# One version of each package in all files: the others follow what full.txt, the tested one, says.
+# Versions that still fit stay; ARGS=--upgrade looks for newer ones.
+UV_COMPILE = $(FULL_ENV)/bin/uv pip compile pyproject.toml --quiet --universal \
+  --python-version 3.11 --generate-hashes --no-emit-index-url \
+  --custom-compile-command 'make constraints' $(ARGS)
+
+constraints: $(FULL_STAMP) ## Pin the versions in requirements/ anew (ARGS=--upgrade)
+	$(UV_COMPILE) --extra serving --extra training --extra dev --group build \
+	  -o requirements/full.txt
+	$(UV_COMPILE) --extra serving --group build -c requirements/full.txt \
+	  -o requirements/serving.txt
+	$(UV_COMPILE) --extra serving-gpu --group build -c requirements/full.txt \
+	  -o requirements/serving-gpu.txt
+
+clean: ## Remove the environments, the caches and demo.png (not runs/, not models/)
+	rm -rf $(SERVING_ENV) $(FULL_ENV) build dist *.egg-info demo.png
+	rm -rf .hypothesis .import_linter_cache .mypy_cache .pytest_cache .ruff_cache
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
+
+# --- Environments ----------------------------------------------------------------------------
+
+# $(call make_environment,REQUIREMENTS): into the directory of the stamp, hashes checked, then this
+# project itself without its dependencies and without fetching a build tool.
+define make_environment
+@echo "Making $(@D) from $(1) (once; $(2))"
+@$(PYTHON) -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 14))' || \
+  { echo 'Python 3.11 to 3.14 is needed. Name one: make PYTHON=python3.11 ...' >&2; exit 1; }
+@$(PYTHON) -m venv $(@D)
+@$(@D)/bin/python -m pip install --quiet --no-compile --require-hashes -r $(1)
+@$(@D)/bin/python -m pip install --quiet --no-deps --no-build-isolation --editable .
+@touch $@
+endef
+
+$(SERVING_STAMP): requirements/serving.txt pyproject.toml
+	$(call make_environment,$<,no PyTorch in it: about 200 MB)
+
+$(FULL_STAMP): requirements/full.txt pyproject.toml
+	$(call make_environment,$<,with PyTorch and its CUDA libraries: about 6 GB)

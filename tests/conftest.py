@@ -1,0 +1,20 @@
+"""What every test may count on. Fixtures of one module's tests stand in that module's test file."""
+
+import os
+from pathlib import Path
+
+import pytest
+from hypothesis import settings
+
+# Before anything imports ONNX Runtime: its Linux builds send telemetry unless told not to.
+os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
+
+# A loaded machine is no reason to fail; CI tries the same cases every time.
+settings.register_profile("project", deadline=None, derandomize="CI" in os.environ, print_blob=True)
+settings.load_profile("project")
+
+
+@pytest.fixture(scope="session")
+def repository() -> Path:
+    """The root of the checkout."""
+    return Path(__file__).resolve().parent.parent
