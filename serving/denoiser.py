@@ -1,0 +1,217 @@
+"""The arithmetic of an engine step: gather rows, call the network once, advance every lane.
+
+Knows lanes and plans, but no request, queue or clock.
+"""
+
+from dataclasses import dataclass
+from typing import Protocol, Self
+
+import numpy as np
+import numpy.typing as npt
+
+from diffusion.noise import INITIAL_STEP, standard_normal
+from diffusion.schedule import Schedule
+from diffusion.update import advance, guide, predict_x_0
+from serving.bundle import Manifest
+from serving.lanes import BoolArray, Float32Array, Int64Array, LaneTable
+from serving.plan_table import PlanTable
+from serving.request import GenerateSpec
+
+
+class Network(Protocol):
+    """The noise predictor."""
+
+    def __call__(self, x_t: Float32Array, emb: Float32Array, /) -> Float32Array:
+        """x_t float32 [B, C, H, W], emb float32 [B, E] -> eps float32 [B, C, H, W].
+
+        The result is not a view of the arguments, and the caller may write into it. Both arguments
+        are contiguous and are overwritten after the call. May raise anything.
+        """
+
+
+@dataclass(frozen=True, eq=False)
+class EngineModel:
+    """What the engine needs to know of a model besides its network.
+
+    Args:
+        image_shape: (C, H, W).
+        null_label: the label that means "no label"; labels are 0 .. null_label.
+        schedule: the noise levels that the network was trained on.
+        embedding_table: float32 [T, null_label + 1, E], the embedding of every (t, label).
+        clip: bound of |x_0| at every step; None for none.
+
+    Raises:
+        ValueError: if the table does not fit the schedule and the labels.
+    """
+
+    image_shape: tuple[int, int, int]
+    null_label: int
+    schedule: Schedule
+    embedding_table: Float32Array
+    clip: float | None = 1.0
+
+    def __post_init__(self) -> None:
+        expected = (self.schedule.num_train_timesteps, self.null_label + 1)
+        table = self.embedding_table
+        if table.ndim != 3 or table.shape[:2] != expected or table.dtype != np.float32:
+            raise ValueError(
+                f"embedding_table must be float32 [{expected[0]}, {expected[1]}, E], "
+                f"got {table.dtype} {list(table.shape)}"
+            )
+
+    @classmethod
+    def from_manifest(cls, manifest: Manifest, embedding_table: Float32Array) -> Self:
+        """The model of a bundle, with the table that its embedding.onnx gave."""
+        return cls(
+            image_shape=manifest.image_shape,
+            null_label=manifest.null_label,
+            schedule=manifest.schedule.to_schedule(),
+            embedding_table=embedding_table,
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class Denoised:
+    """What one step did to the lanes 0 .. N-1 of the table.
+
+    Args:
+        x_0: float32 [N, C, H, W], the estimates. Not meaningful where `nonfinite`.
+        finished: bool [N], the lanes whose x is now their image.
+        nonfinite: bool [N], the lanes for which the network gave NaN or Inf.
+    """
+
+    x_0: Float32Array
+    finished: BoolArray
+    nonfinite: BoolArray
+
+
+class Denoiser:
+    """Lanes, their plans, and the buffers of a batch. Not thread-safe.
+
+    Attributes:
+        lanes: the lane table; `lanes.leave` is the caller's to call.
+        plans: the plan table; a plan is acquired before lanes join with it.
+    """
+
+    def __init__(self, model: EngineModel, network: Network, max_lanes: int) -> None:
+        table = np.ascontiguousarray(model.embedding_table)
+        self._network = network
+        self._clip = model.clip
+        self._null_label = model.null_label
+        self._labels = table.shape[1]
+        self._table = table.reshape(-1, table.shape[2])
+        self._emb: Float32Array = np.zeros((2 * max_lanes, table.shape[2]), dtype=np.float32)
+        self._emb_row: Int64Array = np.zeros(2 * max_lanes, dtype=np.int64)
+        self._noise: Float32Array = np.zeros((max_lanes, *model.image_shape), dtype=np.float32)
+        self.lanes = LaneTable(max_lanes, model.image_shape)
+        self.plans = PlanTable(model.schedule)
+
+    @property
+    def rows(self) -> int:
+        """Network rows that the next step takes: one per lane, one more per guided lane."""
+        n = self.lanes.count
+        return n + int(np.count_nonzero(self.lanes.guided[:n]))
+
+    def join(
+        self, spec: GenerateSpec, *, request: int, plan: int, first_index: int, images: int
+    ) -> None:
+        """Takes lanes for the images first_index .. first_index + images - 1 of a request.
+
+        Their x is drawn by draw_initial, for all that joined at once.
+        """
+        lanes = self.lanes
+        rows = lanes.take(images)
+        lanes.seed[rows] = spec.seed
+        lanes.index[rows] = np.arange(first_index, first_index + images)
+        lanes.num_steps[rows] = spec.num_steps
+        lanes.plan[rows] = plan
+        lanes.label[rows] = spec.label
+        lanes.guidance_scale[rows] = spec.guidance_scale
+        lanes.guided[rows] = spec.rows_per_image == 2
+        lanes.preview_every[rows] = spec.preview_every
+        lanes.request[rows] = request
+
+    def draw_initial(self, first_lane: int) -> None:
+        """Draws x_T for the lanes first_lane .. count-1, which have just joined."""
+        lanes, rows = self.lanes, slice(first_lane, self.lanes.count)
+        joined = lanes.x[rows]
+        steps = np.full(len(joined), INITIAL_STEP, dtype=np.int64)
+        drawn = standard_normal(lanes.seed[rows], lanes.index[rows], steps, self._image_size)
+        joined[...] = drawn.reshape(joined.shape)
+
+    def step(self) -> Denoised:
+        """One step of every lane, with one network call.
+
+        Raises:
+            Exception: whatever the network raises; ValueError if what it returns is not eps. The
+                lanes are then as they were.
+        """
+        lanes, n = self.lanes, self.lanes.count
+        rows = self.plans.first_row[lanes.plan[:n]] + lanes.position[:n]
+        guided = np.flatnonzero(lanes.guided[:n])
+        eps = self._predict_eps(self.plans.timesteps[rows], guided)
+        x, x_0_previous = lanes.x[:n], lanes.x_0_previous[:n]
+        coefficients = self.plans.coefficients[rows]
+        noise = self._draw_noise(coefficients[:, 3])
+        # NaN and Inf stay within their lanes and are reported below.
+        with np.errstate(invalid="ignore", over="ignore"):
+            if guided.size:
+                scale = lanes.guidance_scale[guided]
+                eps[guided] = guide(eps[guided], eps[n:], scale)
+            eps = eps[:n]
+            nonfinite = ~_rows_finite(eps)
+            alpha, sigma = self.plans.alpha[rows], self.plans.sigma[rows]
+            x_0 = predict_x_0(x, eps, alpha, sigma, self._clip)
+            x[...] = advance(x, x_0, x_0_previous, noise, coefficients)
+        x_0_previous[...] = x_0
+        lanes.position[:n] += 1
+        return Denoised(x_0, lanes.position[:n] == lanes.num_steps[:n], nonfinite)
+
+    @property
+    def _image_size(self) -> int:
+        return int(np.prod(self.lanes.x.shape[1:]))
+
+    def _predict_eps(self, timesteps: Int64Array, guided: Int64Array) -> Float32Array:
+        """eps of the lanes, and behind it that of the null rows of the guided ones."""
+        lanes, n = self.lanes, self.lanes.count
+        rows = n + guided.size
+        x, emb, emb_row = lanes.x[:rows], self._emb[:rows], self._emb_row[:rows]
+        np.multiply(timesteps, self._labels, out=emb_row[:n])
+        if guided.size:
+            np.take(lanes.x, guided, axis=0, out=x[n:], mode="clip")
+            np.add(emb_row[guided], self._null_label, out=emb_row[n:])
+        emb_row[:n] += lanes.label[:n]
+        np.take(self._table, emb_row, axis=0, out=emb, mode="clip")  # "clip" writes unbuffered
+        eps = self._network(x, emb)
+        if eps.shape != x.shape or eps.dtype != np.float32:
+            raise ValueError(
+                f"the network gave {eps.dtype} {list(eps.shape)} for float32 {list(x.shape)}"
+            )
+        return eps
+
+    def _draw_noise(self, scale: Float32Array) -> Float32Array:
+        """Noise [N, C, H, W] for the lanes whose plan adds some here.
+
+        For the others, whatever finite numbers are left there: they are multiplied by 0.
+        """
+        lanes, n = self.lanes, self.lanes.count
+        noise = self._noise[:n]
+        noisy = np.flatnonzero(scale)
+        if noisy.size:
+            drawn = standard_normal(
+                lanes.seed[noisy], lanes.index[noisy], lanes.position[noisy], self._image_size
+            ).reshape(-1, *noise.shape[1:])
+            if noisy.size == n:
+                return drawn
+            noise[noisy] = drawn
+        return noise
+
+
+def _rows_finite(images: Float32Array) -> npt.NDArray[np.bool_]:
+    """Whether each row holds finite numbers only, bool [N]."""
+    flat = images.reshape(len(images), -1)
+    finite: npt.NDArray[np.bool_] = np.isfinite(flat.sum(axis=1))
+    if not finite.all():  # NaN or Inf, or a sum of finite numbers that overflowed
+        suspects = np.flatnonzero(~finite)
+        finite[suspects] = np.isfinite(flat[suspects]).all(axis=1)
+    return finite

@@ -1,0 +1,227 @@
+"""One thread that owns every engine: hands requests over, steps engines in turn, dies loudly."""
+
+import logging
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+from serving.engine import Engine, StepStats, Ticket
+from serving.request import GenerateSpec, Outcome, Sink
+
+logger = logging.getLogger(__name__)
+
+
+class EngineUnavailable(Exception):
+    """The engine thread takes no requests; the message says why."""
+
+
+@dataclass(frozen=True, slots=True)
+class Handle:
+    """An accepted request."""
+
+    model: str
+    request_id: int
+
+
+@dataclass(frozen=True, slots=True)
+class _Submission:
+    engine: Engine
+    ticket: Ticket
+    spec: GenerateSpec
+    sink: Sink
+
+    def apply(self) -> None:
+        self.engine.enqueue(self.ticket, self.spec, self.sink)
+
+
+@dataclass(frozen=True, slots=True)
+class _Cancellation:
+    engine: Engine
+    request_id: int
+
+    def apply(self) -> None:
+        self.engine.cancel(self.request_id)
+
+
+class EngineThread:
+    """Runs engines, one per model, on one thread. Every method is safe from any thread.
+
+    The engines with work are stepped in turn, one step each. Every request that submit() accepted
+    gets exactly one Sink.done(), on the engine's thread: also if a step raises (NETWORK_FAILED)
+    or the thread is stopped (CANCELLED).
+    """
+
+    def __init__(
+        self,
+        engines: Mapping[str, Engine],
+        *,
+        on_step: Callable[[str, StepStats], None] | None = None,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        """Makes a thread that is not started.
+
+        Args:
+            engines: by model name. From start() on, they are the thread's alone.
+            on_step: called on the engine's thread after each step; what it raises is logged.
+            clock: seconds, for last_step_age_seconds.
+        """
+        self._engines = dict(engines)
+        self._turns = deque(self._engines)
+        self._on_step = on_step
+        self._clock = clock
+        self._condition = threading.Condition()
+        self._inbox: deque[_Submission | _Cancellation] = deque()
+        self._refusal: str | None = None  # why nothing is accepted any more
+        self._stopping = False
+        self._idle = True
+        self._ended = False
+        self._beat_seconds = clock()
+        self._thread = threading.Thread(target=self._run, name="engine", daemon=True)
+
+    @property
+    def engines(self) -> Mapping[str, Engine]:
+        """The engines by model name, for check() and statistics()."""
+        return self._engines
+
+    @property
+    def alive(self) -> bool:
+        """Whether the thread runs: False before start() and once it was stopped or has died."""
+        return self._thread.is_alive() and not self._ended
+
+    def start(self) -> None:
+        """Starts the thread. Requests submitted before wait for it."""
+        self._thread.start()
+
+    def submit(self, model: str, spec: GenerateSpec, sink: Sink) -> Handle:
+        """Accepts a request, in microseconds.
+
+        Raises:
+            KeyError: for an unknown model.
+            QueueFull, ValueError: from Engine.reserve.
+            EngineUnavailable: while draining, and after the end.
+        """
+        engine = self._engines[model]
+        with self._condition:
+            if self._refusal is not None:
+                raise EngineUnavailable(self._refusal)
+            ticket = engine.reserve(spec)
+            self._post(_Submission(engine, ticket, spec, sink))
+        return Handle(model, ticket.request_id)
+
+    def cancel(self, handle: Handle) -> None:
+        """Ends a request before the next engine step. Idempotent; done() still comes."""
+        with self._condition:
+            if not self._ended:
+                self._post(_Cancellation(self._engines[handle.model], handle.request_id))
+
+    def last_step_age_seconds(self) -> float:
+        """Seconds since the last sign of life while there is work; 0 while there is none."""
+        with self._condition:
+            if self._idle and not self._inbox:
+                return 0.0
+            return max(0.0, self._clock() - self._beat_seconds)
+
+    def drain(self, timeout_seconds: float | None = None) -> bool:
+        """Accepts nothing more and waits until all that was accepted is done; whether it is."""
+        with self._condition:
+            self._refusal = self._refusal or "draining"
+            return self._condition.wait_for(
+                lambda: self._ended or (self._idle and not self._inbox), timeout_seconds
+            )
+
+    def stop(self, timeout_seconds: float | None = None) -> bool:
+        """Ends what is left (CANCELLED) after the step in progress; whether the thread has ended.
+
+        Not to be called on the engine's thread. Idempotent.
+        """
+        with self._condition:
+            self._refusal = "stopped" if self._refusal in {None, "draining"} else self._refusal
+            self._stopping = True
+            self._condition.notify_all()
+        if self._thread.ident is None:  # never started: nobody else will end its requests
+            if not self._ended:
+                self._end_all(Outcome.CANCELLED, "the engine was stopped")
+            return True
+        self._thread.join(timeout_seconds)
+        return not self._thread.is_alive()
+
+    def _post(self, message: _Submission | _Cancellation) -> None:
+        """Hands a message over; the lock is held."""
+        if self._idle and not self._inbox:
+            self._beat_seconds = self._clock()  # the time without work does not count as silence
+        self._inbox.append(message)
+        self._condition.notify_all()
+
+    def _run(self) -> None:
+        outcome, detail = Outcome.CANCELLED, "the engine was stopped"
+        try:
+            while self._take_messages():
+                self._step_next()
+        except BaseException as error:
+            logger.exception("the engine's thread died")
+            outcome, detail = Outcome.NETWORK_FAILED, f"the engine died of {type(error).__name__}"
+        finally:
+            self._end_all(outcome, detail)
+
+    def _take_messages(self) -> bool:
+        """Waits for work and applies the messages; False when the thread is to end."""
+        with self._condition:
+            self._idle = not any(engine.has_work for engine in self._engines.values())
+            while self._idle and not self._inbox and not self._stopping:
+                self._condition.notify_all()  # whoever waits in drain()
+                self._condition.wait()
+            if self._stopping:
+                return False
+            self._beat_seconds = self._clock()
+            # Applied under the lock: a message is in the inbox or in its engine, never in between.
+            self._idle = False
+            while self._inbox:
+                self._inbox[0].apply()
+                self._inbox.popleft()
+        return True
+
+    def _step_next(self) -> None:
+        """One step of the engine with work whose turn it is."""
+        for _ in range(len(self._turns)):
+            name = self._turns[0]
+            self._turns.rotate(-1)
+            if self._engines[name].has_work:
+                stats = self._engines[name].step()
+                self._beat_seconds = self._clock()
+                if stats is not None:
+                    self._report(name, stats)
+                return
+
+    def _report(self, name: str, stats: StepStats) -> None:
+        if self._on_step is None:
+            return
+        try:
+            self._on_step(name, stats)
+        except Exception:
+            logger.exception("on_step raised")
+
+    def _end_all(self, outcome: Outcome, detail: str) -> None:
+        """Says done() to every request that is left, and refuses new ones from now on."""
+        with self._condition:
+            self._refusal = self._refusal if self._refusal and self._stopping else detail
+            self._ended = True
+            left = [message for message in self._inbox if isinstance(message, _Submission)]
+            self._inbox.clear()
+        for name, engine in self._engines.items():
+            try:
+                engine.end_all(outcome, detail)
+            except Exception:  # an engine whose step raised may be in any state
+                logger.exception("ending the requests of %s", name)
+        for message in left:
+            self._say_done(message, outcome, detail)
+        with self._condition:
+            self._condition.notify_all()
+
+    def _say_done(self, submission: _Submission, outcome: Outcome, detail: str) -> None:
+        queue_seconds = self._clock() - submission.ticket.submitted_seconds
+        try:
+            submission.sink.done(outcome, queue_seconds, 0.0, detail)
+        except Exception:
+            logger.exception("the sink of request %d raised", submission.ticket.request_id)

@@ -1,0 +1,100 @@
+"""The lanes: every image being denoised, as a structure of arrays."""
+
+import numpy as np
+import numpy.typing as npt
+
+Int64Array = npt.NDArray[np.int64]
+UInt64Array = npt.NDArray[np.uint64]
+Float32Array = npt.NDArray[np.float32]
+Float64Array = npt.NDArray[np.float64]
+BoolArray = npt.NDArray[np.bool_]
+
+
+class LaneTable:
+    """Up to `capacity` lanes, always packed into the rows 0 .. count-1 of every array.
+
+    Packed, so that the images are a batch as they lie: x[:count] goes to the network without a
+    copy. Lanes move when others leave; nothing outside keeps a lane's number across engine steps.
+
+    Attributes:
+        count: lanes in use.
+        x: float32 [2 * capacity, C, H, W]; rows from `count` on are the engine's to fill with the
+            second rows of guided lanes, right behind the first.
+        x_0_previous: float32 [capacity, C, H, W], the x_0 of the step before; 0 at the first.
+        seed: uint64 [capacity].
+        index: int64 [capacity], the image's index in its request.
+        position: int64 [capacity], steps done, 0 .. num_steps - 1.
+        num_steps: int64 [capacity].
+        plan: int64 [capacity], a PlanTable handle.
+        label: int64 [capacity].
+        guidance_scale: float32 [capacity].
+        guided: bool [capacity], whether the lane takes a second row.
+        preview_every: int64 [capacity], 0 for no previews.
+        request: int64 [capacity], the request's slot.
+    """
+
+    def __init__(self, capacity: int, image_shape: tuple[int, ...]) -> None:
+        self.capacity = capacity
+        self.count = 0
+        self.x: Float32Array = np.zeros((2 * capacity, *image_shape), dtype=np.float32)
+        self.x_0_previous: Float32Array = np.zeros((capacity, *image_shape), dtype=np.float32)
+        self.seed: UInt64Array = np.zeros(capacity, dtype=np.uint64)
+        self.index: Int64Array = np.zeros(capacity, dtype=np.int64)
+        self.position: Int64Array = np.zeros(capacity, dtype=np.int64)
+        self.num_steps: Int64Array = np.zeros(capacity, dtype=np.int64)
+        self.plan: Int64Array = np.zeros(capacity, dtype=np.int64)
+        self.label: Int64Array = np.zeros(capacity, dtype=np.int64)
+        self.guidance_scale: Float32Array = np.zeros(capacity, dtype=np.float32)
+        self.guided: BoolArray = np.zeros(capacity, dtype=np.bool_)
+        self.preview_every: Int64Array = np.zeros(capacity, dtype=np.int64)
+        self.request: Int64Array = np.zeros(capacity, dtype=np.int64)
+        self._arrays = (
+            self.x, self.x_0_previous, self.seed, self.index, self.position, self.num_steps,
+            self.plan, self.label, self.guidance_scale, self.guided, self.preview_every,
+            self.request,
+        )  # fmt: skip
+
+    @property
+    def free(self) -> int:
+        """Lanes not in use."""
+        return self.capacity - self.count
+
+    def take(self, lanes: int) -> slice:
+        """Takes so many lanes and returns their rows, for the caller to fill (x too).
+
+        position and x_0_previous are 0 in them.
+
+        Raises:
+            ValueError: if fewer are free.
+        """
+        if lanes > self.free:
+            raise ValueError(f"{lanes} lanes asked for, {self.free} free")
+        rows = slice(self.count, self.count + lanes)
+        self.count = rows.stop
+        self.position[rows] = 0
+        self.x_0_previous[rows] = 0.0  # what a lane before left there may be NaN, and 0 * NaN is
+        return rows
+
+    def leave(self, leaving: BoolArray) -> None:
+        """Frees the lanes marked in `leaving` [count] and packs the rest, moving few."""
+        staying = ~leaving
+        count = int(np.count_nonzero(staying))
+        holes = np.flatnonzero(leaving[:count])
+        if holes.size:
+            movers = np.flatnonzero(staying[count:]) + count
+            for array in self._arrays:
+                array[holes] = array[movers]
+        self.count = count
+
+    def work_left(self) -> Int64Array:
+        """Network rows that each lane still needs, int64 [count]."""
+        n = self.count
+        return (self.num_steps[:n] - self.position[:n]) * (1 + self.guided[:n])
+
+    def work_by_request(self, slots: int) -> Float64Array:
+        """Network rows that the lanes of each request still need, float64 [slots]."""
+        weights = self.work_left().astype(np.float64)
+        work: Float64Array = np.bincount(
+            self.request[: self.count], weights=weights, minlength=slots
+        ).astype(np.float64, copy=False)
+        return work

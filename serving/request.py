@@ -1,0 +1,110 @@
+"""What the engine is asked for and how it answers: the seam between the engine and its edge."""
+
+import enum
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+import numpy.typing as npt
+
+Pixels = npt.NDArray[np.uint8]
+
+
+@dataclass(frozen=True, slots=True)
+class GenerateSpec:
+    """One request, every default resolved.
+
+    The image with index i is a function of label, seed, sampler, num_steps, guidance_scale and i
+    alone: not of count, first_index, previews or the deadline.
+
+    Args:
+        label: class index, 0 .. null_label (the null label draws without a class).
+        count: images wanted, 1 or more.
+        first_index: index of the first image, 0 or more.
+        seed: uint64.
+        sampler: a name in diffusion.samplers.SAMPLERS.
+        num_steps: network calls per image, 1 .. T.
+        guidance_scale: finite; 1 is the plain conditional model and costs one network row, any
+            other value two.
+        preview_every: 0 for none; k for the x_0 estimate after every k-th step.
+        deadline_seconds: absolute, on the engine's clock (time.monotonic); None for no deadline.
+    """
+
+    label: int
+    count: int
+    first_index: int
+    seed: int
+    sampler: str
+    num_steps: int
+    guidance_scale: float
+    preview_every: int = 0
+    deadline_seconds: float | None = None
+
+    @property
+    def rows_per_image(self) -> int:
+        """Network rows that one image takes in each engine step."""
+        return 1 if self.guidance_scale == 1.0 else 2
+
+    @property
+    def work_per_image(self) -> int:
+        """Network rows that one image takes in all."""
+        return self.rows_per_image * self.num_steps
+
+
+class Outcome(enum.Enum):
+    """How a request ended."""
+
+    FINISHED = "finished"
+    CANCELLED = "cancelled"
+    DEADLINE_EXCEEDED = "deadline_exceeded"
+    NETWORK_FAILED = "network_failed"
+
+
+class Sink(Protocol):
+    """Where the engine puts results. Called on the engine's thread; must not block or raise.
+
+    A sink that raises loses its request (CANCELLED) and harms no other. From within a sink the
+    engine may be asked to cancel, nothing else; an EngineThread may be asked for anything.
+    """
+
+    def started(self) -> None:
+        """The request's first image enters a batch. At most once, before anything else."""
+
+    def image(self, index: int, pixels: Pixels) -> None:
+        """Image `index` (first_index .. first_index + count - 1) is finished: uint8 [C, H, W]."""
+
+    def preview(self, index: int, position: int, pixels: Pixels) -> None:
+        """The x_0 estimate of image `index` with `position` of its steps done: uint8 [C, H, W].
+
+        `position` is a multiple of preview_every, in 1 .. num_steps - 1.
+        """
+
+    def done(
+        self, outcome: Outcome, queue_seconds: float, compute_seconds: float, detail: str
+    ) -> None:
+        """The request is over. Called exactly once, last.
+
+        Args:
+            outcome: how it ended; FINISHED means that every image was handed over.
+            queue_seconds: from submission until the first image entered a batch (or the end).
+            compute_seconds: from then until the end; 0 if no image entered a batch.
+            detail: why, for the server's log; empty for FINISHED. Never for a client's eyes.
+        """
+
+
+class QueueFull(Exception):
+    """The queue has no room for a request's images.
+
+    Args:
+        limit: images that may wait.
+        waiting: images that wait.
+        retry_after_seconds: when room is expected, from the measured pace; above 0.
+    """
+
+    def __init__(self, limit: int, waiting: int, retry_after_seconds: float) -> None:
+        super().__init__(
+            f"{waiting} of at most {limit} images wait; room in about {retry_after_seconds:.2f} s"
+        )
+        self.limit = limit
+        self.waiting = waiting
+        self.retry_after_seconds = retry_after_seconds

@@ -1,0 +1,278 @@
+"""The engine's thread: hands over, takes turns, drains, and leaves no request without an end."""
+
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import pytest
+
+from serving.engine import Engine, StepStats
+from serving.engine_thread import EngineThread, EngineUnavailable
+from serving.request import Outcome, QueueFull
+from tests.fakes import (
+    FakeClock,
+    FakeNetwork,
+    RecordingSink,
+    assert_reference_pixels,
+    fake_model,
+    spec,
+)
+
+MODEL = fake_model()
+PATIENCE_SECONDS = 30.0
+
+
+@contextmanager
+def running(thread: EngineThread) -> Iterator[EngineThread]:
+    thread.start()
+    try:
+        yield thread
+    finally:
+        assert thread.stop(PATIENCE_SECONDS)
+
+
+def one_engine(network: FakeNetwork, max_queued_images: int = 4096) -> EngineThread:
+    engine = Engine(MODEL, network, max_lanes=8, max_queued_images=max_queued_images)
+    return EngineThread({"fake": engine})
+
+
+def until(condition: threading.Event) -> None:
+    assert condition.wait(PATIENCE_SECONDS)
+
+
+def test_requests_from_many_threads_are_all_drawn_as_alone() -> None:
+    requests = [spec(label=n % 10, seed=n, count=1 + n % 3, num_steps=1 + n % 7) for n in range(60)]
+    sinks = [RecordingSink() for _ in requests]
+    with running(one_engine(FakeNetwork())) as thread:
+
+        def client(first: int) -> None:
+            for number in range(first, len(requests), 4):
+                thread.submit("fake", requests[number], sinks[number])
+
+        clients = [threading.Thread(target=client, args=(first,)) for first in range(4)]
+        for each in clients:
+            each.start()
+        for each in clients:
+            each.join()
+        assert thread.drain(PATIENCE_SECONDS)
+        assert thread.alive
+    for request, sink in zip(requests, sinks, strict=True):
+        assert sink.outcome is Outcome.FINISHED
+        assert_reference_pixels(MODEL, request, sink.images)
+
+
+def test_queue_full_is_said_to_the_caller_at_once_while_a_step_runs() -> None:
+    gate, stepping = threading.Event(), threading.Event()
+    network = FakeNetwork(gate=gate, on_call=lambda _call: stepping.set())
+    with running(one_engine(network, max_queued_images=10)) as thread:
+        thread.submit("fake", spec(count=8), RecordingSink())
+        until(stepping)  # it hangs in its first step until the gate opens
+        thread.submit("fake", spec(count=10), RecordingSink())
+        begin = time.monotonic()
+        with pytest.raises(QueueFull):
+            thread.submit("fake", spec(), RecordingSink())
+        assert time.monotonic() - begin < 5.0  # not: after the step
+        gate.set()
+        assert thread.drain(PATIENCE_SECONDS)
+
+
+def test_an_unknown_model_is_a_key_error_and_a_bad_spec_a_value_error() -> None:
+    thread = one_engine(FakeNetwork())
+    with pytest.raises(KeyError):
+        thread.submit("other", spec(), RecordingSink())
+    with pytest.raises(ValueError, match="label"):
+        thread.submit("fake", spec(label=99), RecordingSink())
+
+
+def test_cancel_ends_a_request_once_however_often_and_late_it_comes() -> None:
+    gate, stepping = threading.Event(), threading.Event()
+    network = FakeNetwork(gate=gate, on_call=lambda _call: stepping.set())
+    with running(one_engine(network)) as thread:
+        sink, other = RecordingSink(), RecordingSink()
+        handle = thread.submit("fake", spec(label=9, num_steps=50, count=20), sink)
+        until(stepping)
+        thread.submit("fake", spec(label=1), other)
+        for _ in range(3):
+            thread.cancel(handle)
+        gate.set()
+        until(sink.ended)
+        until(other.ended)
+        thread.cancel(handle)
+        assert thread.drain(PATIENCE_SECONDS)
+    assert sink.outcome is Outcome.CANCELLED
+    assert other.outcome is Outcome.FINISHED
+    assert sum(9 in batch for batch in network.batches) <= 2  # the one that ran, and one more
+
+
+def test_engines_with_work_take_turns() -> None:
+    turns: list[str] = []
+    names = ("a", "b", "c")
+    thread = EngineThread(
+        {name: Engine(MODEL, FakeNetwork()) for name in names},
+        on_step=lambda name, _stats: turns.append(name),
+    )
+    for name in names[:2]:
+        thread.submit(name, spec(num_steps=5), RecordingSink())
+    with running(thread):
+        assert thread.drain(PATIENCE_SECONDS)
+    assert turns == ["a", "b"] * 5
+
+
+def test_every_step_is_reported_and_an_observer_that_raises_stops_nothing() -> None:
+    seen: list[StepStats] = []
+
+    def observer(name: str, stats: StepStats) -> None:
+        assert name == "fake"
+        seen.append(stats)
+        raise OSError("the registry is gone")
+
+    thread = EngineThread({"fake": Engine(MODEL, FakeNetwork())}, on_step=observer)
+    sink = RecordingSink()
+    with running(thread):
+        thread.submit("fake", spec(num_steps=4), sink)
+        assert thread.drain(PATIENCE_SECONDS)
+    assert sink.outcome is Outcome.FINISHED
+    assert len(seen) == 4
+    assert sum(stats.images_finished for stats in seen) == 1
+
+
+def test_drain_finishes_what_was_accepted_and_accepts_nothing_more() -> None:
+    with running(one_engine(FakeNetwork())) as thread:
+        sinks = [RecordingSink() for _ in range(20)]
+        for sink in sinks:
+            thread.submit("fake", spec(count=5), sink)
+        assert thread.drain(PATIENCE_SECONDS)
+        assert all(sink.outcome is Outcome.FINISHED for sink in sinks)
+        with pytest.raises(EngineUnavailable, match="draining"):
+            thread.submit("fake", spec(), RecordingSink())
+
+
+def test_drain_gives_up_when_its_time_is_up() -> None:
+    gate = threading.Event()
+    with running(one_engine(FakeNetwork(gate=gate))) as thread:
+        thread.submit("fake", spec(), RecordingSink())
+        assert not thread.drain(0.05)
+        gate.set()
+        assert thread.drain(PATIENCE_SECONDS)
+
+
+def test_stop_ends_what_is_left_as_cancelled() -> None:
+    gate, stepping = threading.Event(), threading.Event()
+    network = FakeNetwork(gate=gate, on_call=lambda _call: stepping.set())
+    thread = one_engine(network)
+    thread.start()
+    sinks = [RecordingSink() for _ in range(3)]
+    for sink in sinks[:2]:
+        thread.submit("fake", spec(num_steps=50, count=20), sink)
+    until(stepping)
+    thread.submit("fake", spec(), sinks[2])  # is in the inbox yet
+    assert not thread.stop(0.01)
+    gate.set()
+    assert thread.stop(PATIENCE_SECONDS)
+    assert [sink.outcome for sink in sinks] == [Outcome.CANCELLED] * 3
+    assert not thread.alive
+    with pytest.raises(EngineUnavailable, match="stopped"):
+        thread.submit("fake", spec(), RecordingSink())
+    assert thread.stop()
+
+
+def test_a_thread_that_was_never_started_ends_its_requests_when_stopped() -> None:
+    thread = one_engine(FakeNetwork())
+    sink = RecordingSink()
+    thread.submit("fake", spec(), sink)
+    assert not thread.alive
+    assert thread.stop()
+    assert sink.outcome is Outcome.CANCELLED
+
+
+class BrokenEngine(Engine):
+    """Raises from its third step on, or where it is told to."""
+
+    steps = 0
+
+    def step(self) -> StepStats | None:
+        self.steps += 1
+        if self.steps == 3:
+            raise MemoryError("what no step catches")
+        return super().step()
+
+
+def test_an_exception_that_escapes_a_step_ends_every_request_of_every_engine_once() -> None:
+    gate = threading.Event()
+    broken = BrokenEngine(MODEL, FakeNetwork(gate=gate), max_lanes=4)
+    well = Engine(MODEL, FakeNetwork(), max_lanes=4)
+    thread = EngineThread({"broken": broken, "well": well})
+    sinks = [RecordingSink() for _ in range(6)]
+    for sink in sinks[:3]:
+        thread.submit("broken", spec(count=5, num_steps=20), sink)
+    thread.submit("well", spec(num_steps=50), sinks[3])
+    thread.start()
+    for sink in sinks[4:]:
+        thread.submit("broken", spec(), sink)
+    gate.set()
+    for sink in sinks:
+        until(sink.ended)
+    assert thread.drain(PATIENCE_SECONDS), "drain() waits for a dead thread"
+    assert not thread.alive
+    assert [sink.outcome for sink in sinks] == [Outcome.NETWORK_FAILED] * 6
+    assert "MemoryError" in sinks[0].endings[0][3]
+    with pytest.raises(EngineUnavailable, match="MemoryError"):
+        thread.submit("well", spec(), RecordingSink())
+    assert thread.stop(PATIENCE_SECONDS)
+
+
+def test_also_an_engine_that_broke_in_the_middle_of_its_books_ends_every_request_once(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def fail(_slot: int) -> int:
+        raise IndexError("the books are wrong")
+
+    engine = Engine(MODEL, FakeNetwork(), max_lanes=4)
+    thread = EngineThread({"fake": engine})
+    sinks = [RecordingSink() for _ in range(5)]
+    for sink in sinks:
+        thread.submit("fake", spec(), sink)
+    monkeypatch.setattr(engine._queue, "withdraw", fail)  # as the first request ends
+    with running(thread):
+        for sink in sinks:
+            until(sink.ended)
+    outcomes = [sink.outcome for sink in sinks]
+    assert outcomes == [Outcome.FINISHED] + [Outcome.NETWORK_FAILED] * 4
+
+
+def test_the_age_of_the_last_step_grows_while_a_step_hangs_and_is_0_without_work() -> None:
+    clock = FakeClock()
+    gate, stepping = threading.Event(), threading.Event()
+    network = FakeNetwork(gate=gate, on_call=lambda _call: stepping.set())
+    thread = EngineThread({"fake": Engine(MODEL, network)}, clock=clock)
+    with running(thread):
+        clock.now += 1000.0
+        assert thread.last_step_age_seconds() == 0.0
+        sink = RecordingSink()
+        thread.submit("fake", spec(num_steps=1), sink)
+        until(stepping)
+        assert thread.last_step_age_seconds() == 0.0, "time without work counted as silence"
+        clock.now += 7.0
+        assert thread.last_step_age_seconds() == 7.0
+        gate.set()
+        assert thread.drain(PATIENCE_SECONDS)
+        clock.now += 1000.0
+        assert thread.last_step_age_seconds() == 0.0
+
+
+def test_a_sink_may_submit_and_cancel_from_within() -> None:
+    second = RecordingSink()
+
+    class Chain(RecordingSink):
+        def done(
+            self, outcome: Outcome, queue_seconds: float, compute_seconds: float, detail: str
+        ) -> None:
+            super().done(outcome, queue_seconds, compute_seconds, detail)
+            thread.cancel(thread.submit("fake", spec(count=50), second))
+
+    thread = one_engine(FakeNetwork())
+    with running(thread):
+        thread.submit("fake", spec(), Chain())
+        until(second.ended)
+    assert second.outcome is Outcome.CANCELLED
