@@ -1,0 +1,96 @@
+"""Assembles the messages that answer a request. Encoding takes time: call it off the event loop."""
+
+from dataclasses import dataclass
+
+from serving import images
+from serving.delivery import Ending, Parcel
+from serving.request import GenerateSpec
+from serving.validation import SAMPLER_NUMBERS, ServedModel
+from simple_diffusion.v1 import diffusion_pb2 as pb
+
+
+@dataclass(frozen=True, slots=True)
+class Accepted:
+    """A request that was accepted: the model, what to draw, and how to write the pixels."""
+
+    model: ServedModel
+    spec: GenerateSpec
+    format: pb.ImageFormat.ValueType
+
+
+def _image(accepted: Accepted, index: int, pixels: images.Pixels) -> pb.Image:
+    rows = images.channels_last(pixels)
+    raw = accepted.format == pb.IMAGE_FORMAT_RAW_UINT8
+    return pb.Image(
+        index=index,
+        data=images.encode_raw(rows) if raw else images.encode_png(rows),
+        format=accepted.format,
+        width=accepted.model.width,
+        height=accepted.model.height,
+        channels=accepted.model.channels,
+    )
+
+
+def response(
+    accepted: Accepted, finished: list[tuple[int, images.Pixels]], ending: Ending
+) -> bytes:
+    """Returns a serialized GenerateResponse with the images in the order of their indices."""
+    message = pb.GenerateResponse(
+        seed=accepted.spec.seed,
+        model=accepted.model.name,
+        model_version=accepted.model.version,
+        sampler=SAMPLER_NUMBERS[accepted.spec.sampler],
+        num_steps=accepted.spec.num_steps,
+        guidance_scale=accepted.spec.guidance_scale,
+        queue_seconds=ending.queue_seconds,
+        compute_seconds=ending.compute_seconds,
+    )
+    for index, pixels in sorted(finished, key=lambda image: image[0]):
+        message.images.append(_image(accepted, index, pixels))
+    return message.SerializeToString()
+
+
+def events(accepted: Accepted, parcel: Parcel) -> list[bytes]:
+    """Returns one serialized GenerateStreamResponse for each image and preview of a parcel."""
+    messages = [
+        pb.GenerateStreamResponse(image=_image(accepted, index, pixels))
+        for index, pixels in parcel.images
+    ]
+    messages += [
+        pb.GenerateStreamResponse(
+            preview=pb.Preview(image=_image(accepted, index, pixels), step=position)
+        )
+        for index, position, pixels in parcel.previews
+    ]
+    return [message.SerializeToString() for message in messages]
+
+
+def summary_event(accepted: Accepted, ending: Ending) -> bytes:
+    """Returns the serialized GenerateStreamResponse that ends a stream."""
+    summary = pb.GenerateSummary(
+        seed=accepted.spec.seed,
+        model=accepted.model.name,
+        model_version=accepted.model.version,
+        sampler=SAMPLER_NUMBERS[accepted.spec.sampler],
+        num_steps=accepted.spec.num_steps,
+        guidance_scale=accepted.spec.guidance_scale,
+        queue_seconds=ending.queue_seconds,
+        compute_seconds=ending.compute_seconds,
+    )
+    return pb.GenerateStreamResponse(summary=summary).SerializeToString()
+
+
+def describe(model: ServedModel) -> pb.Model:
+    """Returns what ListModels says of one model."""
+    return pb.Model(
+        name=model.name,
+        version=model.version,
+        label_names=model.label_names,
+        width=model.width,
+        height=model.height,
+        channels=model.channels,
+        num_train_timesteps=model.num_train_timesteps,
+        default_sampler=SAMPLER_NUMBERS[model.default_sampler],
+        default_num_steps=model.default_num_steps,
+        default_guidance_scale=model.default_guidance_scale,
+    )

@@ -1,0 +1,243 @@
+"""`python -m serving.client`: pictures from a server, and questions to it."""
+
+import secrets
+import sys
+import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from functools import wraps
+from pathlib import Path
+from typing import ParamSpec
+
+import click
+
+from serving.client.diffusion_client import (
+    DEFAULT_TARGET,
+    READINESS,
+    SAMPLERS,
+    DiffusionClient,
+    Generation,
+)
+from serving.client.errors import ClientError
+from serving.images import encode_png, grid
+
+_CALL_SECONDS = 10.0
+_SEED_BITS = 53
+
+_P = ParamSpec("_P")
+
+_target = click.option(
+    "--target",
+    default=DEFAULT_TARGET,
+    show_default=True,
+    envvar="SIMPLE_DIFFUSION_TARGET",
+    show_envvar=True,
+    metavar="HOST:PORT",
+    help="Where the server listens.",
+)
+
+
+def _one_line_errors(command: Callable[_P, None]) -> Callable[_P, None]:
+    """Ends a command that fails with one line on stderr (and one per bad field), exit code 1."""
+
+    @wraps(command)
+    def run(*args: _P.args, **kwargs: _P.kwargs) -> None:
+        try:
+            command(*args, **kwargs)
+        except ClientError as error:
+            if error.violations:
+                lines = [f"error: {error.code}: the server refuses the request"]
+                lines += [f"  {field}: {text}" for field, text in error.violations]
+            else:
+                lines = [f"error: {error}"]
+            _fail("\n".join(lines))
+        except BrokenPipeError:
+            raise  # whoever read our output has left: click ends quietly
+        except OSError as error:
+            _fail(f"error: cannot write {error.filename}: {error.strerror}")
+
+    return run
+
+
+def _fail(message: str) -> None:
+    click.echo(message, err=True)
+    sys.exit(1)
+
+
+@click.group(context_settings={"max_content_width": 100})
+def main() -> None:
+    """Asks a simple-diffusion server for images."""
+
+
+@main.command()
+@_target
+@click.option(
+    "--label",
+    "labels",
+    type=click.IntRange(0, 2**31 - 1),
+    multiple=True,
+    required=True,
+    help="What to draw; give it several times for several rows of the grid.",
+)
+@click.option(
+    "--count",
+    type=click.IntRange(1, 2**31 - 1),
+    default=1,
+    show_default=True,
+    help="Images per label.",
+)
+@click.option(
+    "--seed",
+    type=click.IntRange(0, 2**64 - 1),
+    help="The same seed gives the same images. [default: drawn and printed]",
+)
+@click.option(
+    "--output",
+    type=click.Path(dir_okay=False, path_type=Path),
+    help="Write one PNG with all images as a grid.",
+)
+@click.option(
+    "--output-dir",
+    type=click.Path(file_okay=False, path_type=Path),
+    help="Write one PNG per image, DIR/LABEL/INDEX.png.",
+)
+@click.option("--columns", type=click.IntRange(1), help="Images per row of the grid.")
+@click.option("--model", default="", help="Name of a model. [default: the server's first]")
+@click.option("--sampler", type=click.Choice(list(SAMPLERS)), help="[default: the model's]")
+@click.option(
+    "--num-steps",
+    type=click.IntRange(1, 2**31 - 1),
+    help="Network calls per image. [default: the model's]",
+)
+@click.option(
+    "--guidance-scale", type=float, help="1 is the plain conditional model. [default: the model's]"
+)
+@click.option(
+    "--first-index",
+    type=click.IntRange(0, 2**31 - 1),
+    default=0,
+    show_default=True,
+    help="Index of the first image under the seed: continues an earlier request.",
+)
+@click.option(
+    "--timeout-seconds", type=click.FloatRange(0, min_open=True), default=300.0, show_default=True
+)
+@_one_line_errors
+def generate(
+    *,
+    target: str,
+    labels: tuple[int, ...],
+    count: int,
+    seed: int | None,
+    output: Path | None,
+    output_dir: Path | None,
+    columns: int | None,
+    model: str,
+    sampler: str | None,
+    num_steps: int | None,
+    guidance_scale: float | None,
+    first_index: int,
+    timeout_seconds: float,
+) -> None:
+    """Draws images and writes them as PNG."""
+    if output is None and output_dir is None:
+        raise click.UsageError("say where to write: --output FILE, --output-dir DIR, or both")
+    # Drawn here and not by the server, so that all labels share it and a retry repeats it.
+    chosen_seed = secrets.randbits(_SEED_BITS) if seed is None else seed
+    start_seconds = time.monotonic()
+    with (
+        DiffusionClient(target, timeout_seconds=timeout_seconds) as client,
+        ThreadPoolExecutor(len(labels)) as threads,
+    ):
+        generations = list(
+            threads.map(
+                lambda label: client.generate(
+                    label,
+                    count,
+                    seed=chosen_seed,
+                    model=model,
+                    sampler=sampler,
+                    num_steps=num_steps,
+                    guidance_scale=guidance_scale,
+                    first_index=first_index,
+                ),
+                labels,
+            )
+        )
+    seconds = time.monotonic() - start_seconds
+    if output is not None:
+        _write_grid(output, generations, columns or (count if len(labels) > 1 else None))
+    if output_dir is not None:
+        _write_files(output_dir, generations)
+    total = count * len(labels)
+    used = generations[0]
+    written = " and ".join(f"{path}" for path in (output, output_dir) if path is not None)
+    click.echo(
+        f"{written}: {total} image{'s' if total > 1 else ''} in {seconds:.2f} s"
+        f" ({total / seconds:.1f} images/s), model {used.model} {used.model_version},"
+        f" {used.sampler} {used.num_steps} steps, guidance {used.guidance_scale:g},"
+        f" seed {chosen_seed}"
+    )
+
+
+def _write_grid(path: Path, generations: list[Generation], columns: int | None) -> None:
+    pixels = [image.pixels for generation in generations for image in generation.images]
+    _write(path, encode_png(grid(pixels, columns)))
+
+
+def _write_files(directory: Path, generations: list[Generation]) -> None:
+    for generation in generations:
+        for image in generation.images:
+            path = directory / str(generation.label) / f"{image.index:05d}.png"
+            _write(path, encode_png(image.pixels))
+
+
+def _write(path: Path, content: bytes) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(content)
+
+
+@main.command()
+@_target
+@click.option(
+    "--wait-seconds",
+    type=click.FloatRange(0),
+    default=0.0,
+    show_default=True,
+    help="Wait this long for the server to become ready.",
+)
+@_one_line_errors
+def health(target: str, wait_seconds: float) -> None:
+    """Says whether the server is alive and ready; exit code 0 only if it is ready."""
+    with DiffusionClient(target, timeout_seconds=_CALL_SECONDS) as client:
+        if wait_seconds:
+            client.wait_until_ready(wait_seconds)
+        process = client.health("")
+        readiness = client.health(READINESS)
+    click.echo(f"process {process}\nready   {readiness}")
+    if readiness != "SERVING":
+        sys.exit(1)
+
+
+@main.command()
+@_target
+@_one_line_errors
+def models(target: str) -> None:
+    """Lists the models of the server, the default first."""
+    with DiffusionClient(target, timeout_seconds=_CALL_SECONDS) as client:
+        response = client.list_models()
+    names = {number: name for name, number in SAMPLERS.items()}
+    for model in response.models:
+        click.echo(
+            f"{model.name} {model.version}: {model.width}x{model.height}"
+            f" {'grey' if model.channels == 1 else f'{model.channels} channels'},"
+            f" {names.get(model.default_sampler, '?')} {model.default_num_steps}"
+            f" of {model.num_train_timesteps} steps, guidance {model.default_guidance_scale:g}"
+        )
+        for label, name in enumerate(model.label_names):
+            click.echo(f"  {label}  {name}")
+    click.echo(f"at most {response.max_images_per_request} images per request")
+
+
+if __name__ == "__main__":
+    main(prog_name="python -m serving.client")

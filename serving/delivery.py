@@ -1,0 +1,133 @@
+"""The bridge from the engine's thread to the coroutine that answers one request."""
+
+import asyncio
+import threading
+from collections import OrderedDict
+from dataclasses import dataclass, field
+
+from serving.images import Pixels
+from serving.request import Outcome
+
+MAX_PREVIEWS = 64
+"""Previews kept for a reader that is behind; the oldest go first."""
+
+
+@dataclass(frozen=True, slots=True)
+class Ending:
+    """How a request ended in the engine."""
+
+    outcome: Outcome
+    queue_seconds: float
+    compute_seconds: float
+    detail: str
+
+
+@dataclass(slots=True)
+class Parcel:
+    """What has come from the engine since the last parcel.
+
+    Attributes:
+        images: (index, uint8 [C, H, W]), in the order in which they finished.
+        previews: (index, position, uint8 [C, H, W]), at most one per image.
+        previews_dropped: how many were overtaken.
+        ending: set in the last parcel.
+    """
+
+    images: list[tuple[int, Pixels]] = field(default_factory=list)
+    previews: list[tuple[int, int, Pixels]] = field(default_factory=list)
+    previews_dropped: int = 0
+    ending: Ending | None = None
+
+
+class Delivery:
+    """The engine's sink for one request, and the event loop's end of it.
+
+    The engine never waits here: it puts down what it has and goes on. Images are kept until they
+    are taken; of the previews only the newest of each unfinished image, and at most `max_previews`.
+    """
+
+    def __init__(
+        self,
+        loop: asyncio.AbstractEventLoop,
+        *,
+        streaming: bool,
+        max_previews: int = MAX_PREVIEWS,
+    ) -> None:
+        self._loop = loop
+        self._streaming = streaming
+        self._max_previews = max_previews
+        self._lock = threading.Lock()
+        self._images: list[tuple[int, Pixels]] = []
+        self._previews: OrderedDict[int, tuple[int, Pixels]] = OrderedDict()
+        self._previews_dropped = 0
+        self._ending: Ending | None = None
+        self._woken = False
+        self._wake = asyncio.Event()
+        self._error: Exception | None = None
+
+    def started(self) -> None:
+        """Nothing to do: the engine measures the wait itself."""
+
+    def image(self, index: int, pixels: Pixels) -> None:
+        """Takes a finished image. Called on the engine's thread."""
+        with self._lock:
+            self._images.append((index, pixels))
+            if self._previews.pop(index, None) is not None:
+                self._previews_dropped += 1
+            self._call_reader(self._streaming)
+
+    def preview(self, index: int, position: int, pixels: Pixels) -> None:
+        """Takes an estimate of an unfinished image. Called on the engine's thread."""
+        with self._lock:
+            if self._previews.pop(index, None) is not None:
+                self._previews_dropped += 1
+            self._previews[index] = (position, pixels)
+            if len(self._previews) > self._max_previews:
+                self._previews.popitem(last=False)
+                self._previews_dropped += 1
+            self._call_reader(self._streaming)
+
+    def done(
+        self, outcome: Outcome, queue_seconds: float, compute_seconds: float, detail: str
+    ) -> None:
+        """Takes the end of the request. Called on the engine's thread, once, last."""
+        with self._lock:
+            self._ending = Ending(outcome, queue_seconds, compute_seconds, detail)
+            self._call_reader(True)
+
+    def abandon(self, error: Exception) -> None:
+        """Makes `take` raise `error`. Called on the event loop."""
+        self._error = error
+        self._wake.set()
+
+    async def take(self) -> Parcel:
+        """Waits for something to hand on, and returns all of it.
+
+        Without streaming it waits for the end, so there is one parcel.
+        """
+        await self._wake.wait()
+        if self._error is not None:
+            raise self._error
+        with self._lock:
+            self._wake.clear()
+            self._woken = False
+            parcel = Parcel(
+                self._images,
+                [(index, *preview) for index, preview in self._previews.items()],
+                self._previews_dropped,
+                self._ending,
+            )
+            self._images = []
+            self._previews.clear()
+            self._previews_dropped = 0
+            return parcel
+
+    def _call_reader(self, wanted: bool) -> None:
+        if not wanted or self._woken:
+            return
+        self._woken = True
+        try:
+            self._loop.call_soon_threadsafe(self._wake.set)
+        except RuntimeError:
+            # The event loop is closed: the process is on its way out and nobody reads any more.
+            return

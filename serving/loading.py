@@ -1,0 +1,101 @@
+"""From a bundle on disk to an engine that has proved itself."""
+
+import logging
+from dataclasses import dataclass
+from pathlib import Path
+
+from serving.bundle import BundleError, Manifest, load_bundle
+from serving.denoiser import EngineModel
+from serving.engine import Engine
+from serving.network import OnnxNetwork, Provider, embedding_table, resolve_provider
+from serving.self_test import BATCH_SIZES, SelfTestReport, run_self_test
+from serving.validation import ServedModel
+
+_log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class LoadedModel:
+    """One model, ready to be run.
+
+    Attributes:
+        served: what the edge knows about it.
+        engine: not started, without work.
+        provider: "cpu" or "cuda", what the network really runs on.
+        report: what the self-test found.
+    """
+
+    served: ServedModel
+    engine: Engine
+    provider: Provider
+    report: SelfTestReport
+
+
+def load_models(
+    paths: tuple[Path, ...],
+    *,
+    provider: str,
+    num_threads: int | None,
+    max_lanes: int,
+    max_queued_images: int,
+) -> list[LoadedModel]:
+    """Loads bundles, makes their sessions and runs their self-tests, which are the warm-up too.
+
+    Raises:
+        BundleError: one line; a bundle is unusable, or two have one name.
+        ProviderError: one line; the provider asked for cannot be had.
+    """
+    chosen = resolve_provider(provider)
+    loaded: dict[str, LoadedModel] = {}
+    for path in paths:
+        model = _load(path, chosen, num_threads, max_lanes, max_queued_images)
+        if model.served.name in loaded:
+            raise BundleError(
+                f"bundle {str(path)!r}: a model named {model.served.name!r} is loaded already"
+            )
+        loaded[model.served.name] = model
+    return list(loaded.values())
+
+
+def _load(
+    path: Path,
+    provider: Provider,
+    num_threads: int | None,
+    max_lanes: int,
+    max_queued_images: int,
+) -> LoadedModel:
+    bundle = load_bundle(path)
+    manifest = bundle.manifest
+    network = OnnxNetwork(bundle, provider=provider, num_threads=num_threads)
+    model = EngineModel.from_manifest(manifest, embedding_table(bundle, num_threads=num_threads))
+    # On CUDA the sizes that are run are the buckets, and all of them are tried.
+    sizes = network.buckets or BATCH_SIZES
+    report = run_self_test(model, network, max_lanes=max_lanes, batch_sizes=sizes)
+    if not report.finite:
+        raise BundleError(f"bundle {str(path)!r}: {report.summary()}")
+    level = logging.INFO if report.bit_equal else logging.WARNING
+    _log.log(level, "%s %s on %s: %s", manifest.name, manifest.version, provider, report.summary())
+    engine = Engine(
+        model,
+        network,
+        max_lanes=max_lanes,
+        max_queued_images=max_queued_images,
+        padded_rows=network.padded_rows,
+    )
+    return LoadedModel(_served(manifest), engine, provider, report)
+
+
+def _served(manifest: Manifest) -> ServedModel:
+    channels, height, width = manifest.image_shape
+    return ServedModel(
+        name=manifest.name,
+        version=manifest.version,
+        label_names=tuple(manifest.label_names),
+        channels=channels,
+        height=height,
+        width=width,
+        num_train_timesteps=manifest.schedule.num_train_timesteps,
+        default_sampler=manifest.defaults.sampler,
+        default_num_steps=manifest.defaults.num_steps,
+        default_guidance_scale=manifest.defaults.guidance_scale,
+    )

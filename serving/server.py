@@ -1,0 +1,309 @@
+"""The life of a server process: open ports, load, prove, serve, drain, exit."""
+
+import asyncio
+import contextlib
+import json
+import logging
+import os
+import signal
+import threading
+from collections.abc import AsyncIterator, Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TypeVar, cast
+
+from grpc_reflection.v1alpha import reflection
+
+from serving import health, listening
+from serving.engine_statistics import StepStats
+from serving.engine_thread import EngineThread
+from serving.health import Health, Phase, Readiness
+from serving.http import HttpServer, make_app
+from serving.loading import LoadedModel, load_models
+from serving.metrics import EngineLoad, Metrics
+from serving.service import SERVICE_NAME, DiffusionService
+
+_WATCH_SECONDS = 0.2
+_FLUSH_SECONDS = 3.0
+_ENGINE_STOP_SECONDS = 5.0
+
+_log = logging.getLogger(__name__)
+
+_ResultT = TypeVar("_ResultT")
+
+
+@dataclass(frozen=True, slots=True)
+class ServerConfig:
+    """How a server is run; `python -m serving --help` says what each value means."""
+
+    models: tuple[Path, ...]
+    host: str = "127.0.0.1"
+    port: int = 50051
+    http_port: int = 8080
+    provider: str = "auto"
+    num_threads: int | None = None
+    max_lanes: int = 64
+    max_queued_images: int = 4096
+    max_images_per_request: int = 1024
+    drain_grace_seconds: float = 0.0
+    drain_timeout_seconds: float = 60.0
+    ready_file: Path | None = None
+
+
+class Server:
+    """One server process. Make it inside an event loop, and `run` it once.
+
+    Attributes:
+        grpc_port: the real port, once it is open.
+        http_port: the real port, once it is open.
+    """
+
+    def __init__(self, config: ServerConfig) -> None:
+        self._config = config
+        self._readiness = Readiness()
+        self._metrics = Metrics()
+        self._service = DiffusionService(
+            self._readiness,
+            self._metrics,
+            max_images_per_request=config.max_images_per_request,
+        )
+        self._stop = asyncio.Event()
+        self._stop_signal: signal.Signals | None = None
+        self._failed = asyncio.Event()
+        self._unfinished = False
+        self.grpc_port = config.port
+        self.http_port = config.http_port
+
+    async def run(self) -> int:
+        """Serves until a signal comes or the engine dies; returns the exit code.
+
+        Raises:
+            PortError, BundleError, ProviderError: one line; the server cannot start.
+        """
+        self._metrics.watch_readiness(
+            lambda: self._readiness.ready,
+            lambda: self._readiness.phase in (Phase.LAME_DUCK, Phase.DRAINING),
+        )
+        with _signals(self._on_signal):
+            async with self._ports():
+                loaded = await self._unless_stopped(self._load)
+                if loaded is None:
+                    _log.info("stopped while loading")
+                    return 0
+                engine_thread = self._start_engines(loaded)
+                watcher = asyncio.create_task(self._watch(engine_thread))
+                try:
+                    await self._serve()
+                    if not engine_thread.alive:  # it may have died while draining
+                        self._failed.set()
+                finally:
+                    watcher.cancel()
+                    await asyncio.to_thread(engine_thread.stop, _ENGINE_STOP_SECONDS)
+        return 1 if self._failed.is_set() or self._unfinished else 0
+
+    def _on_signal(self, received: signal.Signals) -> None:
+        if self._stop.is_set():
+            # The person or supervisor means it: nothing is flushed, nothing is waited for.
+            os._exit(128 + received)
+        self._stop_signal = received
+        self._stop.set()
+
+    @contextlib.asynccontextmanager
+    async def _ports(self) -> AsyncIterator[None]:
+        """Opens both ports, answers health and metrics on them, and closes them at the end."""
+        config = self._config
+        server = listening.make_grpc_server()
+        names = [SERVICE_NAME, health.SERVICE_NAME, reflection.SERVICE_NAME]
+        server.add_generic_rpc_handlers(
+            (self._service.handler(), Health(self._readiness, [SERVICE_NAME]).handler())
+        )
+        reflection.enable_server_reflection(names, server)
+        with contextlib.closing(
+            listening.open_http_port(config.host, config.http_port)
+        ) as listener:
+            self.grpc_port = listening.open_grpc_port(server, config.host, config.port)
+            self.http_port = int(listener.getsockname()[1])
+            http = HttpServer(make_app(self._readiness, self._metrics.exposition), listener)
+            await server.start()
+            http_task = asyncio.create_task(http.run_until_stopped())
+            _log.info(
+                "listening: gRPC %s, HTTP %s; loading",
+                listening.address(config.host, self.grpc_port),
+                listening.address(config.host, self.http_port),
+            )
+            try:
+                yield
+            finally:
+                self._readiness.close()
+                await server.stop(_FLUSH_SECONDS)
+                http.stop()
+                await http_task
+                self._service.close()
+
+    def _load(self) -> list[LoadedModel]:
+        config = self._config
+        return load_models(
+            config.models,
+            provider=config.provider,
+            num_threads=config.num_threads,
+            max_lanes=config.max_lanes,
+            max_queued_images=config.max_queued_images,
+        )
+
+    async def _unless_stopped(self, work: Callable[[], _ResultT]) -> _ResultT | None:
+        """Runs `work` on a thread of its own; None if a signal comes first."""
+        result = _on_daemon_thread(work)
+        finished = asyncio.Event()
+        result.add_done_callback(lambda _: finished.set())
+        await _first(finished, self._stop)
+        if result.done():
+            return result.result()
+        result.cancel()
+        return None
+
+    def _start_engines(self, loaded: list[LoadedModel]) -> EngineThread:
+        for model in loaded:
+            name = model.served.name
+            self._metrics.model_loaded(
+                name, model.served.version, model.provider, model.report.bit_equal
+            )
+            self._metrics.watch_engine(name, _load_of(model))
+        engine_thread = EngineThread(
+            {model.served.name: model.engine for model in loaded}, on_step=self._on_step
+        )
+        self._metrics.watch_engine_thread(engine_thread.last_step_age_seconds)
+        engine_thread.start()
+        self._service.attach([model.served for model in loaded], engine_thread)
+        return engine_thread
+
+    def _on_step(self, model: str, stats: StepStats) -> None:
+        if stats.rows:
+            self._metrics.engine_stepped(model, stats.rows, stats.total_seconds)
+
+    async def _watch(self, engine_thread: EngineThread) -> None:
+        while engine_thread.alive:  # noqa: ASYNC110  (a dead thread sets no event)
+            await asyncio.sleep(_WATCH_SECONDS)
+        self._readiness.set(Phase.FAILED)
+        _log.critical("the engine's thread has died; this process exits")
+        self._failed.set()
+
+    async def _serve(self) -> None:
+        self._readiness.set(Phase.SERVING)
+        self._announce()
+        try:
+            await _first(self._stop, self._failed)
+            if not self._failed.is_set():
+                await self._drain()
+        finally:
+            self._withdraw()
+
+    def _announce(self) -> None:
+        host = self._config.host
+        _log.info(
+            "ready: gRPC %s, HTTP %s",
+            listening.address(host, self.grpc_port),
+            listening.address(host, self.http_port),
+        )
+        if self._config.ready_file is not None:
+            content = {
+                "host": host,
+                "grpc_port": self.grpc_port,
+                "http_port": self.http_port,
+                "pid": os.getpid(),
+            }
+            _write_atomically(self._config.ready_file, json.dumps(content) + "\n")
+
+    def _withdraw(self) -> None:
+        if self._config.ready_file is not None:
+            self._config.ready_file.unlink(missing_ok=True)
+
+    async def _drain(self) -> None:
+        assert self._stop_signal is not None
+        config = self._config
+        # Nobody who presses Ctrl-C waits for load balancers to notice.
+        grace_seconds = config.drain_grace_seconds
+        if self._stop_signal is signal.SIGINT:
+            grace_seconds = 0.0
+        _log.info(
+            "%s: not ready any more; %d requests active, grace %g s, up to %g s to finish",
+            self._stop_signal.name,
+            self._service.active,
+            grace_seconds,
+            config.drain_timeout_seconds,
+        )
+        if grace_seconds:
+            self._readiness.set(Phase.LAME_DUCK)
+            await asyncio.sleep(grace_seconds)
+        self._readiness.set(Phase.DRAINING)
+        try:
+            await asyncio.wait_for(self._service.wait_idle(), config.drain_timeout_seconds)
+        except TimeoutError:
+            _log.warning("%d requests are not finished in time", self._service.active)
+            self._unfinished = True
+            self._service.abandon()
+
+
+def _load_of(model: LoadedModel) -> Callable[[], EngineLoad]:
+    def load() -> EngineLoad:
+        statistics = model.engine.statistics()
+        return EngineLoad(
+            lanes_in_use=statistics.lanes_active,
+            lanes_capacity=statistics.lanes_capacity,
+            images_waiting=statistics.images_waiting,
+        )
+
+    return load
+
+
+async def _first(*events: asyncio.Event) -> None:
+    """Waits until one of the events is set."""
+    waits = [asyncio.create_task(event.wait()) for event in events]
+    try:
+        await asyncio.wait(waits, return_when=asyncio.FIRST_COMPLETED)
+    finally:
+        for wait in waits:
+            wait.cancel()
+
+
+@contextlib.contextmanager
+def _signals(handle: Callable[[signal.Signals], None]) -> Iterator[None]:
+    loop = asyncio.get_running_loop()
+    for handled in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(handled, handle, handled)
+    try:
+        yield
+    finally:
+        for handled in (signal.SIGTERM, signal.SIGINT):
+            loop.remove_signal_handler(handled)
+
+
+def _on_daemon_thread(work: Callable[[], _ResultT]) -> "asyncio.Future[_ResultT]":
+    """Runs `work` on a thread that does not keep the process from exiting."""
+    loop = asyncio.get_running_loop()
+    future: asyncio.Future[_ResultT] = loop.create_future()
+
+    def settle(result: _ResultT | None, error: BaseException | None) -> None:
+        if future.cancelled():
+            return
+        if error is not None:
+            future.set_exception(error)
+        else:
+            future.set_result(cast("_ResultT", result))
+
+    def run() -> None:
+        result, failure = None, None
+        try:
+            result = work()
+        except BaseException as error:  # noqa: BLE001  (raised again where the future is awaited)
+            failure = error
+        with contextlib.suppress(RuntimeError):  # the loop is closed: nobody waits any more
+            loop.call_soon_threadsafe(settle, result, failure)
+
+    threading.Thread(target=run, name="loader", daemon=True).start()
+    return future
+
+
+def _write_atomically(path: Path, text: str) -> None:
+    unfinished = path.with_name(f"{path.name}.{os.getpid()}")
+    unfinished.write_text(text, encoding="utf-8")
+    unfinished.replace(path)

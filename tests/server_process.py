@@ -1,0 +1,96 @@
+"""Runs `python -m serving` as a process of its own."""
+
+import contextlib
+import json
+import os
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+REPOSITORY = Path(__file__).resolve().parent.parent
+START_SECONDS = 60.0
+
+
+def environment(**variables: str) -> dict[str, str]:
+    """This process' environment, without settings for servers, with the packages importable."""
+    kept = {
+        key: value for key, value in os.environ.items() if not key.startswith("SIMPLE_DIFFUSION_")
+    }
+    paths = os.pathsep.join([str(REPOSITORY), str(REPOSITORY / "protos")])
+    return {**kept, "PYTHONPATH": paths, "ORT_DISABLE_TELEMETRY": "1", **variables}
+
+
+@dataclass
+class ServerProcess:
+    """A server that was ready."""
+
+    process: subprocess.Popen[bytes]
+    log_file: Path
+    port: int
+    http_port: int
+
+    @property
+    def target(self) -> str:
+        return f"127.0.0.1:{self.port}"
+
+    @property
+    def log(self) -> str:
+        return self.log_file.read_text(encoding="utf-8")
+
+    def signal(self, number: signal.Signals) -> None:
+        self.process.send_signal(number)
+
+    def exit_code(self, timeout_seconds: float = 30.0) -> int:
+        return self.process.wait(timeout_seconds)
+
+
+@contextlib.contextmanager
+def running_server(
+    *models: Path, flags: tuple[str, ...] = (), variables: dict[str, str] | None = None
+) -> Iterator[ServerProcess]:
+    """Starts a server on free ports, waits until it is ready, and kills it at the end."""
+    with tempfile.TemporaryDirectory() as directory:
+        ready_file, log_file = Path(directory) / "ready.json", Path(directory) / "log"
+        command = [sys.executable, "-W", "error", "-m", "serving", "--ready-file", str(ready_file)]
+        for model in models:
+            command += ["--model", str(model)]
+        command += ["--port", "0", "--http-port", "0", "--drain-grace-seconds", "0", *flags]
+        with log_file.open("wb") as log:
+            process = subprocess.Popen(
+                command, stdout=log, stderr=log, env=environment(**(variables or {}))
+            )
+        try:
+            ready = _wait_until_ready(process, ready_file, log_file)
+            yield ServerProcess(process, log_file, ready["grpc_port"], ready["http_port"])
+        finally:
+            process.kill()
+            process.wait()
+
+
+def run_server(*arguments: str) -> subprocess.CompletedProcess[str]:
+    """Runs a server that is expected to end by itself."""
+    return subprocess.run(
+        [sys.executable, "-W", "error", "-m", "serving", *arguments],
+        capture_output=True,
+        text=True,
+        timeout=START_SECONDS,
+        env=environment(),
+        check=False,
+    )
+
+
+def _wait_until_ready(
+    process: subprocess.Popen[bytes], ready_file: Path, log_file: Path
+) -> dict[str, int]:
+    end_seconds = time.monotonic() + START_SECONDS
+    while not ready_file.exists():
+        if process.poll() is not None or time.monotonic() > end_seconds:
+            raise AssertionError(f"no server: {log_file.read_text(encoding='utf-8')}")
+        time.sleep(0.02)
+    ready: dict[str, int] = json.loads(ready_file.read_text(encoding="utf-8"))
+    return ready

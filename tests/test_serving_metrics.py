@@ -1,0 +1,104 @@
+"""What is published is what happened, under the promised names, without any global state."""
+
+import prometheus_client
+from prometheus_client.parser import text_string_to_metric_families
+
+from serving.metrics import EngineLoad, Metrics
+
+
+def published(metrics: Metrics) -> dict[str, float]:
+    """Every sample of the text format, as name{sorted labels} -> value."""
+    body, content_type = metrics.exposition()
+    assert content_type.startswith("text/plain; version=0.0.4")
+    samples = {}
+    for family in text_string_to_metric_families(body.decode()):
+        for sample in family.samples:
+            labels = ",".join(f"{key}={value}" for key, value in sorted(sample.labels.items()))
+            samples[f"{sample.name}{{{labels}}}"] = sample.value
+    return samples
+
+
+def test_requests_are_counted_by_method_code_and_reason() -> None:
+    metrics = Metrics()
+    for _ in range(3):
+        metrics.request_started("Generate")
+    metrics.request_finished("Generate", "OK", 0.2)
+    metrics.request_finished("Generate", "INVALID_ARGUMENT", 0.001)
+    metrics.request_refused("invalid_argument")
+    samples = published(metrics)
+    assert samples["diffusion_requests_started_total{method=Generate}"] == 3
+    assert samples["diffusion_requests_finished_total{code=OK,method=Generate}"] == 1
+    assert samples["diffusion_requests_finished_total{code=INVALID_ARGUMENT,method=Generate}"] == 1
+    assert samples["diffusion_requests_refused_total{reason=invalid_argument}"] == 1
+    assert samples["diffusion_request_seconds_count{method=Generate}"] == 2
+    assert samples["diffusion_request_seconds_bucket{le=0.01,method=Generate}"] == 1
+
+
+def test_images_previews_and_times_are_counted_by_model() -> None:
+    metrics = Metrics()
+    metrics.images_delivered("mnist", "seven", 16)
+    metrics.images_delivered("mnist", "seven", 4)
+    metrics.previews_dropped("mnist", 5)
+    metrics.request_computed("mnist", 0.3, 2.0)
+    metrics.engine_stepped("mnist", 48, 0.02)
+    samples = published(metrics)
+    assert samples["diffusion_images_total{label=seven,model=mnist}"] == 20
+    assert samples["diffusion_previews_dropped_total{model=mnist}"] == 5
+    assert samples["diffusion_queue_seconds_sum{model=mnist}"] == 0.3
+    assert samples["diffusion_compute_seconds_sum{model=mnist}"] == 2.0
+    assert samples["diffusion_engine_step_rows_sum{model=mnist}"] == 48
+    assert samples["diffusion_engine_step_seconds_sum{model=mnist}"] == 0.02
+
+
+def test_gauges_are_read_when_they_are_asked_for() -> None:
+    metrics = Metrics()
+    load = EngineLoad(lanes_in_use=3, lanes_capacity=64, images_waiting=7)
+    age, state = 0.5, {"ready": False, "draining": False}
+    metrics.watch_engine("mnist", lambda: load)
+    metrics.watch_engine_thread(lambda: age)
+    metrics.watch_readiness(lambda: state["ready"], lambda: state["draining"])
+    assert published(metrics)["diffusion_lanes_in_use{model=mnist}"] == 3
+    assert published(metrics)["diffusion_ready{}"] == 0
+    load = EngineLoad(lanes_in_use=0, lanes_capacity=64, images_waiting=0)
+    age = 1.5
+    state.update(ready=True, draining=True)
+    samples = published(metrics)
+    assert samples["diffusion_lanes_in_use{model=mnist}"] == 0
+    assert samples["diffusion_lanes_capacity{model=mnist}"] == 64
+    assert samples["diffusion_images_waiting{model=mnist}"] == 0
+    assert samples["diffusion_ready{}"] == 1
+    assert samples["diffusion_draining{}"] == 1
+    assert samples["diffusion_last_engine_step_age_seconds{}"] == 1.5
+
+
+def test_models_are_published_with_what_their_self_test_found() -> None:
+    metrics = Metrics()
+    metrics.model_loaded("mnist", "1.0.0", "cpu", bit_equal=True)
+    metrics.model_loaded("other", "2.0.0", "cuda", bit_equal=False)
+    samples = published(metrics)
+    assert samples["diffusion_model_info{model=mnist,provider=cpu,version=1.0.0}"] == 1
+    assert samples["diffusion_self_test_bit_equal{model=mnist}"] == 1
+    assert samples["diffusion_self_test_bit_equal{model=other}"] == 0
+
+
+def test_two_servers_in_one_process_do_not_mix() -> None:
+    one, other = Metrics(), Metrics()
+    one.request_started("Generate")
+    assert one.value("diffusion_requests_started_total", method="Generate") == 1
+    assert other.value("diffusion_requests_started_total", method="Generate") == 0
+
+
+def test_nothing_is_registered_globally() -> None:
+    Metrics()
+    names = {family.name for family in prometheus_client.REGISTRY.collect()}
+    assert not {name for name in names if name.startswith("diffusion")}
+
+
+def test_every_name_has_the_prefix_and_no_series_is_bookkeeping_of_the_library() -> None:
+    metrics = Metrics()
+    metrics.request_started("Generate")
+    metrics.request_finished("Generate", "OK", 0.1)
+    names = {name.partition("{")[0] for name in published(metrics)}
+    assert names
+    assert all(name.startswith(("diffusion_", "process_")) for name in names)
+    assert not {name for name in names if name.endswith("_created")}

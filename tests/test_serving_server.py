@@ -1,0 +1,416 @@
+"""The life of a server process: it starts or says why not, is ready when it is, drains, exits."""
+
+import asyncio
+import os
+import signal
+import socket
+import threading
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import grpc
+import onnxruntime
+import pytest
+from click.testing import CliRunner
+from grpc_health.v1 import health_pb2, health_pb2_grpc
+from prometheus_client.parser import text_string_to_metric_families
+
+from serving import server as server_module
+from serving.__main__ import main, serve
+from serving.client import ClientError, DiffusionClient, Generation
+from serving.engine import Engine
+from serving.loading import LoadedModel, load_models
+from serving.server import Server, ServerConfig
+from simple_diffusion.v1 import diffusion_pb2 as pb
+from simple_diffusion.v1.diffusion_pb2_grpc import DiffusionServiceStub
+from tests.fakes import write_tiny_bundle
+from tests.server_process import ServerProcess, run_server, running_server
+
+LONG_STEPS = 250  # with 64 images of the slow bundle: about a second
+
+
+@pytest.fixture(scope="module")
+def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_tiny_bundle(tmp_path_factory.mktemp("bundles") / "tiny")
+
+
+@pytest.fixture(scope="module")
+def slow(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_tiny_bundle(
+        tmp_path_factory.mktemp("bundles") / "slow",
+        name="slow",
+        image_shape=(1, 28, 28),
+        num_train_timesteps=LONG_STEPS,
+    )
+
+
+def client(server: ServerProcess) -> DiffusionClient:
+    return DiffusionClient(server.target, timeout_seconds=60, retry=False)
+
+
+def get(server: ServerProcess, path: str) -> tuple[int, str]:
+    url = f"http://127.0.0.1:{server.http_port}{path}"
+    try:
+        with urllib.request.urlopen(url, timeout=10) as answer:
+            return answer.status, answer.read().decode()
+    except urllib.error.HTTPError as error:
+        with error:
+            return error.code, error.read().decode()
+
+
+def pixels(generation: Generation) -> list[bytes]:
+    return [image.pixels.tobytes() for image in generation.images]
+
+
+def until(condition: Callable[[], bool], timeout_seconds: float = 20.0) -> None:
+    end_seconds = time.monotonic() + timeout_seconds
+    while not condition():
+        assert time.monotonic() < end_seconds, "it never came true"
+        time.sleep(0.01)
+
+
+# Serving
+
+
+def test_a_server_serves_and_its_pages_and_counters_say_so(tiny: Path) -> None:
+    with running_server(tiny) as server, client(server) as caller:
+        assert caller.health() == caller.health("") == "SERVING"
+        assert [get(server, path)[0] for path in ("/livez", "/readyz")] == [200, 200]
+        assert len(caller.generate(2, 5).images) == 5
+        with pytest.raises(ClientError, match=r"3 is not in 0\.\.2"):
+            caller.generate(3)
+        status, body = get(server, "/metrics")
+        assert status == 200
+        samples = {
+            (sample.name, *sorted(sample.labels.values())): sample.value
+            for family in text_string_to_metric_families(body)
+            for sample in family.samples
+        }
+        assert samples["diffusion_ready",] == 1
+        assert samples["diffusion_images_total", "tiny", "two"] == 5
+        assert samples["diffusion_requests_started_total", "Generate"] == 2
+        assert samples["diffusion_requests_finished_total", "Generate", "OK"] == 1
+        assert samples["diffusion_requests_finished_total", "Generate", "INVALID_ARGUMENT"] == 1
+        assert samples["diffusion_requests_refused_total", "invalid_argument"] == 1
+        assert samples["diffusion_model_info", "1.0.0", "cpu", "tiny"] == 1
+        assert samples["diffusion_self_test_bit_equal", "tiny"] == 1
+        assert samples["diffusion_lanes_capacity", "tiny"] == 64
+        assert samples["diffusion_engine_step_rows_sum", "tiny"] == 5 * 4
+        server.signal(signal.SIGTERM)
+        assert server.exit_code() == 0
+        assert "Traceback" not in server.log
+
+
+def test_two_clients_at_once_get_the_pixels_that_each_gets_alone_also_after_a_restart(
+    slow: Path,
+) -> None:
+    def one(server: ServerProcess) -> Generation:
+        with client(server) as caller:
+            return caller.generate(1, 20, seed=3, num_steps=30)
+
+    def other(server: ServerProcess) -> Generation:
+        with client(server) as caller:
+            return caller.generate(2, 9, seed=4, sampler="dpmpp_2m", num_steps=40, guidance_scale=2)
+
+    with running_server(slow, flags=("--num-threads", "1")) as server:
+        alone = [pixels(one(server)), pixels(other(server))]
+    with (
+        running_server(slow, flags=("--num-threads", "2", "--max-lanes", "24")) as server,
+        ThreadPoolExecutor() as threads,
+    ):
+        crowd = [threads.submit(ask, server) for ask in (one, other)]
+        assert [pixels(each.result()) for each in crowd] == alone
+
+
+def test_several_models_of_other_shapes_serve_side_by_side(tiny: Path, tmp_path: Path) -> None:
+    colour = write_tiny_bundle(
+        tmp_path / "colour",
+        name="colour",
+        image_shape=(3, 8, 6),
+        label_names=("T-shirt/top", "Bag"),
+    )
+    with running_server(colour, tiny) as server, client(server) as caller:
+        models = caller.list_models().models
+        assert [model.name for model in models] == ["colour", "tiny"]
+        assert list(models[0].label_names) == ["T-shirt/top", "Bag"]
+        assert caller.generate(1).images[0].pixels.shape == (8, 6, 3)
+        assert caller.generate(1, model="tiny").images[0].pixels.shape == (4, 4, 1)
+        with pytest.raises(ClientError, match="this server has colour, tiny"):
+            caller.generate(0, model="other")
+
+
+def test_every_flag_is_an_environment_variable_too(tiny: Path) -> None:
+    variables = {
+        "SIMPLE_DIFFUSION_MODEL": str(tiny),
+        "SIMPLE_DIFFUSION_MAX_IMAGES_PER_REQUEST": "3",
+        "SIMPLE_DIFFUSION_LOG_LEVEL": "debug",
+    }
+    with running_server(variables=variables) as server, client(server) as caller:
+        assert caller.list_models().max_images_per_request == 3
+        with pytest.raises(ClientError, match=r"count: 4 is not in 1\.\.3"):
+            caller.generate(0, 4)
+        assert "DEBUG" in server.log
+
+
+# Draining
+
+
+def start(server: ServerProcess, threads: ThreadPoolExecutor, requests: int) -> list[Future]:
+    def ask(seed: int) -> Generation:
+        with client(server) as caller:
+            return caller.generate(0, 64, seed=seed, num_steps=LONG_STEPS)
+
+    asked = [threads.submit(ask, seed) for seed in range(requests)]
+    until(
+        lambda: (
+            f'requests_started_total{{method="Generate"}} {float(requests)}'
+            in get(server, "/metrics")[1]
+        )
+    )
+    return asked
+
+
+def test_sigterm_finishes_what_was_accepted_and_refuses_what_is_new(slow: Path) -> None:
+    with running_server(slow) as server, ThreadPoolExecutor(8) as threads:
+        asked = start(server, threads, 3)
+        server.signal(signal.SIGTERM)
+        until(lambda: get(server, "/readyz") == (503, "draining\n"))
+        assert get(server, "/livez")[0] == 200
+        with client(server) as caller:
+            assert caller.health() == "NOT_SERVING"
+            with pytest.raises(ClientError, match="this server is draining"):
+                caller.generate(0)
+        assert not any(each.done() for each in asked), "too quick for this test"
+        assert [len(each.result().images) for each in asked] == [64] * 3
+        assert server.exit_code() == 0
+        assert "Traceback" not in server.log
+
+
+def test_a_grace_period_still_accepts(tiny: Path) -> None:
+    with running_server(tiny, flags=("--drain-grace-seconds", "3")) as server:
+        server.signal(signal.SIGTERM)
+        until(lambda: get(server, "/readyz") == (503, "lame duck\n"))
+        with client(server) as caller:
+            assert len(caller.generate(0).images) == 1
+        assert server.exit_code() == 0
+
+
+def test_what_cannot_be_finished_in_time_is_told_so(slow: Path) -> None:
+    with (
+        running_server(slow, flags=("--drain-timeout-seconds", "0.2")) as server,
+        ThreadPoolExecutor(8) as threads,
+    ):
+        asked = start(server, threads, 3)
+        server.signal(signal.SIGTERM)
+        for each in asked:
+            with pytest.raises(ClientError, match="stopped before") as caught:
+                each.result()
+            assert caught.value.code == "UNAVAILABLE"
+        assert server.exit_code() == 1
+        assert "Traceback" not in server.log
+
+
+def test_a_second_signal_exits_at_once(slow: Path) -> None:
+    with running_server(slow) as server, ThreadPoolExecutor(8) as threads:
+        asked = start(server, threads, 3)
+        server.signal(signal.SIGTERM)
+        until(lambda: get(server, "/readyz")[0] == 503)
+        begin = time.monotonic()
+        server.signal(signal.SIGTERM)
+        assert server.exit_code() == 128 + signal.SIGTERM
+        assert time.monotonic() - begin < 2
+        assert all(each.exception() for each in asked)
+
+
+def test_sigint_does_not_wait_for_load_balancers(tiny: Path) -> None:
+    with running_server(tiny, flags=("--drain-grace-seconds", "100")) as server:
+        server.signal(signal.SIGINT)
+        assert server.exit_code(20) == 0
+        assert "Traceback" not in server.log
+
+
+def test_open_watches_and_idle_connections_do_not_hold_up_the_exit(tiny: Path) -> None:
+    with running_server(tiny) as server, grpc.insecure_channel(server.target) as channel:
+        watch = health_pb2_grpc.HealthStub(channel).Watch(health_pb2.HealthCheckRequest())
+        next(watch)
+        with socket.create_connection(("127.0.0.1", server.http_port)):
+            begin = time.monotonic()
+            server.signal(signal.SIGTERM)
+            assert server.exit_code() == 0
+            assert time.monotonic() - begin < 5
+
+
+# Refusing to start
+
+
+def one_line(stderr: str) -> str:
+    """The error line of a server that did not start; nothing else but log lines stands there."""
+    errors = [line for line in stderr.splitlines() if " INFO " not in line]
+    assert len(errors) == 1, stderr
+    return errors[0]
+
+
+def test_two_servers_never_share_a_port(tiny: Path) -> None:
+    with running_server(tiny) as first:
+        ended = run_server("--model", str(tiny), "--port", str(first.port), "--http-port", "0")
+    assert ended.returncode == 1
+    line = one_line(ended.stderr)
+    assert line.startswith(
+        f"error: cannot listen on 127.0.0.1:{first.port}: address already in use"
+    )
+    assert "--port" in line
+
+
+async def refused(capfd: pytest.CaptureFixture[str], *models: Path, **settings: Any) -> str:
+    """The one line of a server that does not start."""
+    config = ServerConfig(models, **{"port": 0, "http_port": 0, "provider": "cpu", **settings})
+    assert await serve(config) == 1
+    return one_line(capfd.readouterr().err)
+
+
+@pytest.mark.parametrize(("setting", "flag"), [("port", "--port"), ("http_port", "--http-port")])
+async def test_a_port_in_use_is_named_with_what_to_do(
+    tiny: Path, capfd: pytest.CaptureFixture[str], setting: str, flag: str
+) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        line = await refused(capfd, tiny, **{setting: port})
+    assert line.startswith(f"error: cannot listen on 127.0.0.1:{port}: address already in use")
+    assert f"another port with {flag}" in line
+
+
+async def test_a_host_that_is_not_ours_is_named(
+    tiny: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    assert "203.0.113.1" in await refused(capfd, tiny, host="203.0.113.1")
+    assert "'no such host'" in await refused(capfd, tiny, host="no such host")
+
+
+async def test_a_bundle_that_is_missing_broken_or_doubled_is_named(
+    tiny: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    assert "no such directory" in await refused(capfd, tmp_path / "nothing")
+    broken = write_tiny_bundle(tmp_path / "broken")
+    unet = broken / "unet.onnx"
+    unet.write_bytes(unet.read_bytes()[:-1] + b"!")
+    assert "sha256" in await refused(capfd, broken)
+    assert "'tiny' is loaded already" in await refused(capfd, tiny, tiny)
+
+
+@pytest.mark.skipif(
+    "CUDAExecutionProvider" in onnxruntime.get_available_providers(), reason="there may be a GPU"
+)
+async def test_a_gpu_that_is_asked_for_and_not_there_is_an_error(
+    tiny: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    assert "built without CUDA" in await refused(capfd, tiny, provider="cuda")
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ("--max-images-per-request", "10", "--max-queued-images", "9"),
+        ("--provider", "tpu"),
+        ("--port", "70000"),
+        ("--max-lanes", "0"),
+        ("--no-such-flag",),
+    ],
+)
+def test_settings_that_make_no_sense_are_refused(arguments: tuple[str, ...]) -> None:
+    ended = CliRunner().invoke(main, arguments)
+    assert ended.exit_code == 2
+    assert arguments[0] in ended.output
+
+
+# Loading and dying, inside this process
+
+
+class InProcess:
+    """A server in this event loop whose loading waits for the test."""
+
+    def __init__(self, model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.may_load = threading.Event()
+        self.loaded: list[LoadedModel] = []
+
+        def load(*arguments: object, **settings: object) -> list[LoadedModel]:
+            self.may_load.wait(30)
+            self.loaded = load_models(*arguments, **settings)
+            return self.loaded
+
+        monkeypatch.setattr(server_module, "load_models", load)
+        self.server = Server(ServerConfig(models=(model,), port=0, http_port=0, provider="cpu"))
+        self.task = asyncio.create_task(self.server.run())
+
+    async def channel(self) -> grpc.aio.Channel:
+        while self.server.grpc_port == 0:
+            await asyncio.sleep(0.01)
+        return grpc.aio.insecure_channel(
+            f"127.0.0.1:{self.server.grpc_port}", options=[("grpc.enable_retries", 0)]
+        )
+
+
+async def readiness(channel: grpc.aio.Channel) -> int:
+    ask = health_pb2.HealthCheckRequest(service="simple_diffusion.v1.DiffusionService")
+    return (await health_pb2_grpc.HealthStub(channel).Check(ask)).status
+
+
+async def test_a_server_is_not_ready_before_its_models_are(
+    tiny: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    running = InProcess(tiny, monkeypatch)
+    async with await running.channel() as channel:
+        stub = DiffusionServiceStub(channel)
+        assert await readiness(channel) == health_pb2.HealthCheckResponse.NOT_SERVING
+        with pytest.raises(grpc.aio.AioRpcError) as caught:
+            await stub.Generate(pb.GenerateRequest(label=0))
+        assert caught.value.code() is grpc.StatusCode.UNAVAILABLE
+        assert "starting" in str(caught.value.details())
+        running.may_load.set()
+        async with asyncio.timeout(20):
+            while await readiness(channel) != health_pb2.HealthCheckResponse.SERVING:
+                await asyncio.sleep(0.01)
+        assert len((await stub.Generate(pb.GenerateRequest(label=0))).images) == 1
+    os.kill(os.getpid(), signal.SIGINT)
+    assert await asyncio.wait_for(running.task, 20) == 0
+
+
+async def test_a_signal_while_loading_ends_the_server(
+    tiny: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    running = InProcess(tiny, monkeypatch)
+    async with await running.channel():
+        os.kill(os.getpid(), signal.SIGTERM)
+        assert await asyncio.wait_for(running.task, 2) == 0
+    running.may_load.set()
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
+async def test_a_dead_engine_thread_is_not_ready_within_a_second_and_ends_the_server(
+    tiny: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def die(_: Engine) -> None:
+        raise RuntimeError("the engine has a bug")
+
+    running = InProcess(tiny, monkeypatch)
+    running.may_load.set()
+    async with await running.channel() as channel:
+        stub = health_pb2_grpc.HealthStub(channel)
+        watch = stub.Watch(
+            health_pb2.HealthCheckRequest(service="simple_diffusion.v1.DiffusionService")
+        )
+        while (await watch.read()).status != health_pb2.HealthCheckResponse.SERVING:
+            pass
+        monkeypatch.setattr(Engine, "step", die)
+        with pytest.raises(grpc.aio.AioRpcError) as caught:
+            await DiffusionServiceStub(channel).Generate(pb.GenerateRequest(label=0))
+        assert caught.value.code() is grpc.StatusCode.INTERNAL
+        assert "bug" not in str(caught.value.details())
+        begin = time.monotonic()
+        assert (await watch.read()).status == health_pb2.HealthCheckResponse.NOT_SERVING
+        assert time.monotonic() - begin < 1
+        assert await asyncio.wait_for(running.task, 20) == 1
