@@ -99,20 +99,29 @@ clean: ## Remove the environments, the caches and demo.png (not runs/, not model
 
 # --- Environments ----------------------------------------------------------------------------
 
-# $(call make_environment,REQUIREMENTS): into the directory of the stamp, hashes checked, then this
-# project itself without its dependencies and without fetching a build tool.
+# In two steps, so that an edit of pyproject.toml does not have every package looked at again.
+
+# $(call make_environment,WHAT): from the first prerequisite, every hash checked.
 define make_environment
-@echo "Making $(@D) from $(1) (once; $(2))"
+@echo "Making $(@D) from $< (once; $(1))"
 @$(PYTHON) -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 14))' || \
   { echo 'Python 3.11 to 3.14 is needed. Name one: make PYTHON=python3.11 ...' >&2; exit 1; }
 @$(PYTHON) -m venv $(@D)
-@$(@D)/bin/python -m pip install --quiet --no-compile --require-hashes -r $(1)
+@$(@D)/bin/python -m pip install --quiet --no-compile --require-hashes -r $<
+@touch $@
+endef
+
+# This project itself: without its dependencies, and without fetching a build tool.
+define install_project
 @$(@D)/bin/python -m pip install --quiet --no-deps --no-build-isolation --editable .
 @touch $@
 endef
 
-$(SERVING_STAMP): requirements/serving.txt pyproject.toml
-	$(call make_environment,$<,no PyTorch in it: about 200 MB)
+$(SERVING_ENV)/.packages: requirements/serving.txt
+	$(call make_environment,no PyTorch in it: about 200 MB)
 
-$(FULL_STAMP): requirements/full.txt pyproject.toml
-	$(call make_environment,$<,with PyTorch and its CUDA libraries: about 6 GB)
+$(FULL_ENV)/.packages: requirements/full.txt
+	$(call make_environment,with PyTorch and its CUDA libraries: about 6 GB)
+
+$(SERVING_STAMP) $(FULL_STAMP): %/.stamp: %/.packages pyproject.toml
+	$(install_project)

@@ -1,1 +1,1 @@
-"""Makes `tests.tiny_bundle` this one, whatever other package of that name is installed."""
+"""Makes `tests.fakes` this one, whatever other package of that name is installed."""

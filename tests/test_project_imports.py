@@ -12,8 +12,6 @@ import sys
 import tomllib
 from pathlib import Path
 
-import pytest
-
 FIRST_PARTY = ("diffusion", "training", "export", "evaluation", "serving", "simple_diffusion")
 
 # The gRPC side of serving. Every other module of serving belongs to the engine, and has to stand
@@ -120,14 +118,11 @@ def test_serving_imports_without_torch_onnx_training_export_and_evaluation(
     assert python(repository, IMPORT_SERVING_WITHOUT_TORCH, [modules, blocked]) == modules
 
 
-@pytest.mark.parametrize("package", FIRST_PARTY)
-def test_importing_a_package_reads_no_file_and_starts_no_thread_process_or_logging(
-    repository: Path, package: str
-) -> None:
-    modules = modules_of(repository, package)
-    if not modules:
-        pytest.skip(f"there is no {package} yet")
-    arguments = ([modules, str(repository)], [*FIRST_PARTY, "protos/simple_diffusion"])
+def test_importing_reads_no_file_and_starts_no_thread_process_or_logging(repository: Path) -> None:
+    modules = {package: modules_of(repository, package) for package in FIRST_PARTY}
+    assert all(modules.values())
+    names = [name for package in modules.values() for name in package]
+    arguments = ([names, str(repository)], [*FIRST_PARTY, "protos/simple_diffusion"])
     assert python(repository, IMPORT_AND_WATCH, *arguments) == []
 
 

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from tests.tiny_bundle import write_tiny_bundle
+from tests.fakes import write_tiny_bundle
 
 
 def demo(repository: Path, directory: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
@@ -29,7 +29,9 @@ def demo(repository: Path, directory: Path, *arguments: str) -> subprocess.Compl
 def test_draws_a_row_of_ten_for_each_label(
     repository: Path, tmp_path: Path, shape: tuple[int, int, int]
 ) -> None:
-    bundle = write_tiny_bundle(tmp_path / "tiny", shape=shape)
+    bundle = write_tiny_bundle(
+        tmp_path / "tiny", image_shape=shape, label_names=tuple("0123456789")
+    )
     done = demo(repository, tmp_path, "--model", str(bundle))
     assert done.returncode == 0, done.stderr
     channels, height, width = shape
@@ -49,14 +51,10 @@ def test_draws_a_row_of_ten_for_each_label(
 
 def test_the_same_seed_draws_the_same_picture(repository: Path, tmp_path: Path) -> None:
     bundle = write_tiny_bundle(tmp_path / "tiny")
-    pictures = []
-    for name, seed in (("first", "7"), ("again", "7"), ("other", "8")):
-        done = demo(repository, tmp_path, f"--model={bundle}", f"--output={name}", f"--seed={seed}")
+    for name in ("first", "again"):
+        done = demo(repository, tmp_path, f"--model={bundle}", f"--output={name}", "--seed=7")
         assert done.returncode == 0, done.stderr
-        pictures.append((tmp_path / name).read_bytes())
-    first, again, other = pictures
-    assert first == again
-    assert first != other
+    assert (tmp_path / "first").read_bytes() == (tmp_path / "again").read_bytes()
 
 
 def test_says_why_when_the_server_does_not_start(repository: Path, tmp_path: Path) -> None:
