@@ -1,0 +1,1 @@
+"""Training of the class-conditional DDPM: ``python -m training.train``."""
