@@ -1,6 +1,5 @@
 """Where a run computes and in which arithmetic; and the processes of a distributed run."""
 
-import ctypes
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -10,8 +9,6 @@ import torch
 import torch.distributed as dist
 
 from training.config import TrainConfig
-
-_M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # malloc.h
 
 
 @dataclass(frozen=True)
@@ -55,18 +52,6 @@ def _has_bf16(device: torch.device) -> bool:
     # On a CPU without these instructions bf16 convolutions were 10 times slower than fp32.
     cpu = torch.cpu
     return cpu._is_avx512_bf16_supported() or cpu._is_amx_tile_supported()  # noqa: SLF001
-
-
-def keep_freed_memory() -> None:
-    """Have glibc keep freed tensors for the next train step; elsewhere do nothing.
-
-    By default it hands large blocks back to the kernel at once and gets them, page by page and
-    zeroed, again: a quarter of the time of a train step of the tiny preset on two cores.
-    """
-    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
-    if mallopt is not None:
-        mallopt(ctypes.c_int(_M_MMAP_THRESHOLD), ctypes.c_int(2**31 - 1))
-        mallopt(ctypes.c_int(_M_TRIM_THRESHOLD), ctypes.c_int(2**31 - 1))
 
 
 @dataclass(frozen=True)

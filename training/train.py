@@ -15,7 +15,6 @@ from training.config import PRESETS, TrainConfig, to_dict
 from training.datasets import DatasetError, load_dataset
 from training.device import (
     join_processes,
-    keep_freed_memory,
     leave_processes,
     main_process_first,
     resolve_placement,
@@ -53,7 +52,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if config.dry_run:
             print(json.dumps(to_dict(config), indent=2))
             return 0
-        keep_freed_memory()
         processes = join_processes(config)
     except ValueError as error:
         logger.error("error: %s", error)
