@@ -130,11 +130,6 @@ def deadline_exceeded() -> RefusedError:
     return RefusedError(grpc.StatusCode.DEADLINE_EXCEEDED, "the deadline of this request passed")
 
 
-def cancelled() -> RefusedError:
-    """CANCELLED."""
-    return RefusedError(grpc.StatusCode.CANCELLED, "this request was cancelled")
-
-
 def internal(error_id: str) -> RefusedError:
     """INTERNAL, with an id under which the server has logged what happened."""
     return RefusedError(
