@@ -13,7 +13,7 @@ FULL_ENV ?= .venv
 
 # What a command is given beyond its defaults: make train ARGS="--preset tiny"
 ARGS ?=
-# The model that `serve` and `demo` use and that `export` writes.
+# The model that `serve`, `demo` and `evaluate` use and that `export` writes.
 MODEL ?= models/mnist
 # Where `stubs` writes.
 STUBS_DIR ?= protos
@@ -29,12 +29,12 @@ PROTOS := simple_diffusion/v1/diffusion.proto
 export ORT_DISABLE_TELEMETRY := 1
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: help demo serve train export test check format stubs constraints clean
+.PHONY: help demo serve train export evaluate test check format stubs constraints clean
 
 help: ## List the targets
 	@grep -E '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## (.*)/  make \1\t\2/' | expand -t 22
 	@echo
-	@echo '  ARGS="..." goes to the command behind demo, serve, train, export and test.'
+	@echo '  ARGS="..." goes to the command behind demo, serve, train, export, evaluate and test.'
 
 # --- Use it ----------------------------------------------------------------------------------
 
@@ -49,6 +49,9 @@ train: $(FULL_STAMP) ## Train a model (ARGS="--help" lists every setting)
 
 export: $(FULL_STAMP) ## Write a bundle from a checkpoint (ARGS="--checkpoint FILE")
 	$(FULL_PYTHON) -m export --output $(MODEL) $(ARGS)
+
+evaluate: $(FULL_STAMP) ## Measure how good a model is: a page and pictures (ARGS=--quick)
+	$(FULL_PYTHON) -m evaluation --model $(MODEL) $(ARGS)
 
 # --- Work on it ------------------------------------------------------------------------------
 

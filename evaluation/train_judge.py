@@ -1,11 +1,14 @@
-"""``python -m evaluation.train_judge``: train the judges on real digits and save them as ONNX.
+"""``python -m evaluation.train_judge``: train the judges on real images and save them as ONNX.
 
-Two networks of different shapes, so that the one that measures distances (``features``, F) is
-never the one that reads labels (``labels``, C). Fixed seeds; the accuracy on the real test set is
-stored in the file's metadata.
+Judge F (``features``) measures distances; judges C (``labels-1`` to ``labels-3``) read labels. They
+are networks of different shapes, so that nothing is both measured and read by the same one.
+
+Seeds are fixed: the same machine, number of threads and version of PyTorch give the same file.
 """
 
+import json
 import logging
+import math
 import os
 import sys
 from collections.abc import Callable
@@ -18,104 +21,138 @@ import onnx
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
-from tqdm import trange
+from tqdm import tqdm
 
 from evaluation.judge import JUDGES, Judge
+from evaluation.judge_networks import LargeKernelCnn, LeNet, PreActivationResNet, StridedCnn
 from training.datasets import DATASETS, DatasetError, Split, load_dataset
 
 
-class LeNet(nn.Module):
-    """Two convolutions and 128 penultimate features (after LeCun et al. 1998)."""
+@dataclass(frozen=True)
+class Augmentation:
+    """How far an image is moved at most, each amount drawn uniformly per image. Never a flip."""
 
-    def __init__(self) -> None:
-        super().__init__()
-        self.body = nn.Sequential(
-            nn.Conv2d(1, 32, 5, padding=2), nn.ReLU(), nn.MaxPool2d(2),
-            nn.Conv2d(32, 64, 3, padding=1), nn.ReLU(), nn.MaxPool2d(2),
-            nn.Flatten(), nn.Dropout(0.4), nn.Linear(64 * 7 * 7, 128), nn.ReLU(),
-        )  # fmt: skip
-        self.head = nn.Sequential(nn.Dropout(0.4), nn.Linear(128, 10))
-
-    def forward(self, image: Tensor) -> tuple[Tensor, Tensor]:
-        """image: [B, 1, 28, 28] in [-1, 1]. Returns logits [B, 10] and features [B, 128]."""
-        features = self.body(image)
-        return self.head(features), features
+    shift_x: float = 0.0  # pixels
+    shift_y: float = 0.0  # pixels
+    rotation: float = 0.0  # degrees
+    scale: float = 0.0  # 0.1: sizes of 0.9 to 1.1
 
 
-class NormalisedCnn(nn.Module):
-    """3x3 convolutions with batch normalisation and global average pooling."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        layers: list[nn.Module] = []
-        for in_channels, out_channels in ((1, 16), (16, 32), (32, 64)):
-            layers += [
-                nn.Conv2d(in_channels, out_channels, 3, padding=1, bias=False),
-                nn.BatchNorm2d(out_channels), nn.ReLU(),
-                nn.Conv2d(out_channels, out_channels, 3, padding=1, stride=2, bias=False),
-                nn.BatchNorm2d(out_channels), nn.ReLU(),
-            ]  # fmt: skip
-        self.body = nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten())
-        self.head = nn.Linear(64, 10)
-
-    def forward(self, image: Tensor) -> tuple[Tensor, Tensor]:
-        """image: [B, 1, 28, 28] in [-1, 1]. Returns logits [B, 10] and features [B, 64]."""
-        features = self.body(image)
-        return self.head(features), features
-
-
-def shifted(images: Tensor, generator: torch.Generator) -> Tensor:
-    """Augmentation: the whole batch moved by up to two pixels; uint8 [B, 1, H, W]."""
-    dy, dx = torch.randint(-2, 3, (2,), generator=generator).tolist()
-    return torch.roll(functional.pad(images, (2, 2, 2, 2)), (dy, dx), (2, 3))[:, :, 2:-2, 2:-2]
+AUGMENTATIONS = {
+    "mnist": Augmentation(shift_x=2.0, shift_y=2.0, rotation=12.0, scale=0.1),
+    "fashion_mnist": Augmentation(shift_x=2.0),  # clothes stand upright and fill the height
+}
 
 
 @dataclass(frozen=True)
 class Recipe:
-    """How one judge is trained."""
+    """How one judge is trained.
+
+    Attributes:
+        network: makes the untrained network.
+        epochs: passes over the training images.
+        seed: of the weights, the order, dropout and the augmentation.
+        augment: whether images are moved as AUGMENTATIONS says of their data set. A network that
+            was taught not to mind where and how large a digit is cannot measure that either, so
+            that the judge of distances does without.
+        label_smoothing: share of the target spread over all labels. It moves the images of a label
+            onto one point of feature space (Mueller et al. 2019, arXiv:1906.02629): for labels
+            only.
+        weight_decay: AdamW's.
+    """
 
     network: Callable[[], nn.Module]
     epochs: int
-    augment: bool
     seed: int
+    augment: bool = True
+    label_smoothing: float = 0.05
+    weight_decay: float = 0.01
 
 
 RECIPES = {
-    "features": Recipe(LeNet, epochs=6, augment=False, seed=1),
-    "labels": Recipe(NormalisedCnn, epochs=8, augment=True, seed=2),
+    "features": Recipe(
+        LeNet, epochs=16, seed=1, augment=False, label_smoothing=0.0, weight_decay=0.05
+    ),
+    "labels-1": Recipe(StridedCnn, epochs=10, seed=2),
+    "labels-2": Recipe(PreActivationResNet, epochs=10, seed=3),
+    "labels-3": Recipe(LargeKernelCnn, epochs=14, seed=4),
 }
 BATCH_SIZE = 128
 PEAK_LEARNING_RATE = 2e-3
 
 
-def train_judge(recipe: Recipe, train: Split) -> nn.Module:
-    """Train one judge: AdamW with a one-cycle learning rate. Returns it in eval mode."""
+def moved(images: Tensor, augmentation: Augmentation, generator: torch.Generator) -> Tensor:
+    """Every image moved by amounts of its own, bilinearly; what comes in from outside is black.
+
+    Args:
+        images: float32 [B, 1, H, W], black being 0.
+        augmentation: the largest amounts.
+        generator: what the amounts are drawn with; 4 B numbers whatever ``augmentation`` is.
+
+    Returns:
+        The same shape.
+    """
+    height, width = images.shape[2:]
+    x, y, turn, size = torch.rand(4, len(images), generator=generator) * 2 - 1
+    angle = turn * math.radians(augmentation.rotation)
+    size = 1 + size * augmentation.scale
+    cosine, sine = angle.cos() / size, angle.sin() / size
+    # affine_grid's unit is half an image, and it wants the map from result to source.
+    x = x * augmentation.shift_x * 2 / width
+    y = y * augmentation.shift_y * 2 / height
+    matrix = torch.stack([cosine, -sine, x, sine, cosine, y], dim=1).view(-1, 2, 3)
+    grid = functional.affine_grid(matrix, list(images.shape), align_corners=False)
+    return functional.grid_sample(images, grid, padding_mode="zeros", align_corners=False)
+
+
+def train_judge(
+    recipe: Recipe, train: Split, augmentation: Augmentation, description: str = ""
+) -> nn.Module:
+    """Train one judge: AdamW under a one-cycle learning rate (Smith and Topin 2017).
+
+    Args:
+        recipe: what to train, and how.
+        train: real images, uint8 [N, 28, 28]; the rows of an epoch that fill no batch are left out.
+        augmentation: used where the recipe augments.
+        description: of the progress bar.
+
+    Returns:
+        The network in eval mode.
+    """
     torch.manual_seed(recipe.seed)
     generator = torch.Generator().manual_seed(recipe.seed)
-    network = recipe.network()
-    optimizer = torch.optim.AdamW(network.parameters(), lr=PEAK_LEARNING_RATE, weight_decay=0.01)
+    network = recipe.network().to(memory_format=torch.channels_last)  # the faster one on CPUs
+    optimizer = torch.optim.AdamW(
+        network.parameters(), lr=PEAK_LEARNING_RATE, weight_decay=recipe.weight_decay
+    )
     images = torch.tensor(train.images)[:, None]
     labels = torch.tensor(train.labels).long()
-    per_epoch = len(images) // BATCH_SIZE
-    cycle = torch.optim.lr_scheduler.OneCycleLR(
-        optimizer, PEAK_LEARNING_RATE, total_steps=recipe.epochs * per_epoch
-    )
-    for _ in trange(recipe.epochs, desc=type(network).__name__, unit="epoch"):
-        order = torch.randperm(len(images), generator=generator)
-        for i in range(per_epoch):
-            rows = order[i * BATCH_SIZE : (i + 1) * BATCH_SIZE]
-            batch = shifted(images[rows], generator) if recipe.augment else images[rows]
-            logits, _ = network(batch.float() / 127.5 - 1)
-            loss = functional.cross_entropy(logits, labels[rows], label_smoothing=0.05)
-            optimizer.zero_grad()
-            loss.backward()  # type: ignore[no-untyped-call]
-            optimizer.step()
-            cycle.step()
-    return network.eval()
+    batches = len(images) // BATCH_SIZE
+    steps = recipe.epochs * batches
+    cycle = torch.optim.lr_scheduler.OneCycleLR(optimizer, PEAK_LEARNING_RATE, total_steps=steps)
+    with tqdm(total=steps, desc=description, unit="step") as bar:
+        for _ in range(recipe.epochs):
+            order = torch.randperm(len(images), generator=generator)
+            for i in range(batches):
+                rows = order[i * BATCH_SIZE : (i + 1) * BATCH_SIZE]
+                batch = images[rows].float() / 255
+                if recipe.augment:
+                    batch = moved(batch, augmentation, generator)
+                batch = (batch * 2 - 1).contiguous(memory_format=torch.channels_last)
+                logits, _ = network(batch)
+                loss = functional.cross_entropy(
+                    logits, labels[rows], label_smoothing=recipe.label_smoothing
+                )
+                optimizer.zero_grad()
+                loss.backward()  # type: ignore[no-untyped-call]
+                optimizer.step()
+                cycle.step()
+                bar.update()
+    return network.to(memory_format=torch.contiguous_format).eval()
 
 
-def save_judge(network: nn.Module, path: Path, metadata: dict[str, str]) -> None:
-    """Write (image float32 [batch, 1, 28, 28] in [-1, 1]) -> (logits, features) as ONNX."""
+def judge_model(network: nn.Module) -> onnx.ModelProto:
+    """(image float32 [batch, 1, 28, 28] in [-1, 1]) -> (logits, features), float32 [batch, ...]."""
     program = torch.onnx.export(
         network,
         (torch.zeros(2, 1, 28, 28),),
@@ -133,6 +170,11 @@ def save_judge(network: nn.Module, path: Path, metadata: dict[str, str]) -> None
     for value in (*model.graph.value_info, *model.graph.input, *model.graph.output):
         del value.metadata_props[:]
     del model.graph.metadata_props[:], model.metadata_props[:]
+    return model
+
+
+def save_judge(model: onnx.ModelProto, path: Path, metadata: dict[str, str]) -> None:
+    """Write ``model`` with ``metadata`` in place of what it had."""
     onnx.helper.set_model_props(model, metadata)
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_bytes(model.SerializeToString(deterministic=True))
@@ -141,10 +183,11 @@ def save_judge(network: nn.Module, path: Path, metadata: dict[str, str]) -> None
 @click.command(help=__doc__)
 @click.option("--dataset", type=click.Choice(sorted(DATASETS)), default="mnist", show_default=True)
 @click.option("--data-dir", type=click.Path(path_type=Path), help="Directory with the IDX files.")
-@click.option("--output", type=click.Path(path_type=Path), default=JUDGES, show_default=False)
-@click.option("--judge", "names", type=click.Choice(sorted(RECIPES)), multiple=True,
+@click.option("--output", type=click.Path(path_type=Path),
+              help="Directory for the files. Unset: that of the shipped judges.")  # fmt: skip
+@click.option("--judge", "names", type=click.Choice(list(RECIPES)), multiple=True,
               default=tuple(RECIPES), help="Which; repeatable. Unset: all.")  # fmt: skip
-def main(dataset: str, data_dir: Path | None, output: Path, names: tuple[str, ...]) -> None:
+def main(dataset: str, data_dir: Path | None, output: Path | None, names: tuple[str, ...]) -> None:
     """Command line."""
     logging.basicConfig(format="%(message)s", stream=sys.stderr)
     logging.getLogger("training").setLevel(logging.INFO)  # where the data come from
@@ -155,15 +198,21 @@ def main(dataset: str, data_dir: Path | None, output: Path, names: tuple[str, ..
         raise click.ClickException(str(error)) from error
     for name in names:
         recipe = RECIPES[name]
-        path = output / f"{name}.onnx"
-        network = train_judge(recipe, data.train)
-        metadata = {"network": type(network).__name__, "epochs": str(recipe.epochs),
-                    "seed": str(recipe.seed), "dataset": dataset}  # fmt: skip
-        save_judge(network, path, metadata)
+        path = (output or JUDGES / dataset) / f"{name}.onnx"
+        network = train_judge(recipe, data.train, AUGMENTATIONS[dataset], name)
+        model = judge_model(network)
+        metadata = {
+            "network": type(network).__name__,
+            "epochs": str(recipe.epochs),
+            "seed": str(recipe.seed),
+            "dataset": dataset,
+            "dataset_md5": json.dumps(data.checksums, sort_keys=True),
+        }
+        save_judge(model, path, metadata)
         predicted = Judge(path).predict(data.test.images[:, None])
         accuracy = float(np.mean(predicted == data.test.labels))
-        save_judge(network, path, metadata | {"test_accuracy": f"{accuracy:.4f}"})
-        click.echo(f"{path}: {accuracy:.2%} of {len(data.test.labels)} real test images")
+        save_judge(model, path, metadata | {"test_accuracy": f"{accuracy:.4f}"})
+        click.echo(f"{path}: {accuracy:.2%} of {len(data.test.labels):,} real test images")
 
 
 if __name__ == "__main__":

@@ -48,7 +48,7 @@ def export_graphs(model: DiffusionModel) -> Graphs:
     t = torch.zeros(_EXAMPLE_ROWS, dtype=torch.int64)
     label = torch.zeros(_EXAMPLE_ROWS, dtype=torch.int64)
     x_t = torch.zeros(_EXAMPLE_ROWS, config.image_channels, config.image_size, config.image_size)
-    emb = torch.zeros(_EXAMPLE_ROWS, config.embedding_width)
+    emb = torch.zeros(_EXAMPLE_ROWS, config.condition_width)
     return Graphs(
         _export("embedding", model.embedding, (t, label), ["t", "label"], "emb"),
         _export("unet", model.unet, (x_t, emb), ["x_t", "emb"], "eps"),

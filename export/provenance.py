@@ -1,8 +1,5 @@
 """Where the weights of a bundle came from."""
 
-import shutil
-import subprocess
-from pathlib import Path
 from typing import Any
 
 import onnx
@@ -12,9 +9,10 @@ from export.structure import multiply_adds
 from training.checkpoint import Checkpoint
 from training.config import to_dict
 from training.model import DiffusionModel
+from training.source_code import git_state
 
 # Fields of the training configuration that name a machine's directories, or only an action.
-_LEFT_OUT = ("data_dir", "output", "resume", "dry_run")
+_LEFT_OUT = ("data_dir", "output", "resume", "dry_run", "overfit_one_batch")
 
 
 def describe(
@@ -37,39 +35,10 @@ def describe(
         "seed": checkpoint.config.seed,
         "config": config,
         "checkpoint_sha256": checkpoint_sha256,
-        "export_code": git_state(Path(__file__).resolve().parent.parent),
+        "export_code": git_state(),
         "parameters": sum(parameter.numel() for parameter in model.parameters()),
         "multiply_adds_per_image_and_call": {
             "embedding.onnx": multiply_adds(onnx.load_from_string(graphs.embedding_onnx)),
             "unet.onnx": multiply_adds(onnx.load_from_string(graphs.unet_onnx)),
         },
     }
-
-
-def git_state(root: Path) -> dict[str, Any]:
-    """Commit and whether files that git knows differ from it; both None outside a checkout."""
-    nothing = {"git_commit": None, "git_dirty": None}
-    top = _git(root, "rev-parse", "--show-toplevel")
-    # Installed into an environment that lies in somebody's checkout is not that checkout.
-    if top is None or Path(top).resolve() != root:
-        return nothing
-    commit = _git(root, "rev-parse", "--verify", "HEAD")
-    if commit is None:
-        return nothing
-    changes = _git(root, "status", "--porcelain", "--untracked-files=no")
-    return {"git_commit": commit, "git_dirty": None if changes is None else bool(changes)}
-
-
-def _git(root: Path, *arguments: str) -> str | None:
-    """What git prints, or None where there is no git, no checkout, or no answer."""
-    program = shutil.which("git")
-    if program is None:
-        return None
-    try:
-        completed = subprocess.run(
-            [program, "-C", str(root), *arguments],
-            capture_output=True, text=True, check=True, timeout=30,
-        )  # fmt: skip
-    except (OSError, subprocess.SubprocessError):
-        return None
-    return completed.stdout.strip()

@@ -147,7 +147,7 @@ def torch_network(model: DiffusionModel) -> Network:
 
 def _structure_checks(graphs: Graphs, config: ModelConfig) -> Iterator[Check]:
     number = (TensorProto.INT64, ())
-    emb = (TensorProto.FLOAT, (config.embedding_width,))
+    emb = (TensorProto.FLOAT, (config.condition_width,))
     image = (
         TensorProto.FLOAT,
         (config.image_channels, config.image_size, config.image_size),

@@ -36,8 +36,8 @@ from training.checkpoint import (
     load_checkpoint,
     newest_checkpoint,
 )
-from training.loop import make_schedule
 from training.model import DiffusionModel
+from training.schedule import make_schedule
 
 logger = logging.getLogger(__name__)
 
@@ -152,7 +152,7 @@ def _manifest(
                 num_train_timesteps=schedule.num_train_timesteps,
                 alphas_cumprod=schedule.alphas_cumprod.tolist(),
             ),
-            embedding_width=config.embedding_width,
+            embedding_width=config.condition_width,
             defaults=Defaults(
                 sampler=settings.sampler,
                 num_steps=settings.num_steps,

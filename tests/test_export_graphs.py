@@ -130,6 +130,13 @@ def test_a_row_of_eps_is_the_same_to_the_bit_in_every_batch(num_threads: int) ->
             assert eps(rows) == b"".join(alone[rows]), f"rows {rows} of a batch of {size}"
 
 
+@pytest.mark.parametrize("prediction", ["v", "residual_eps"])
+def test_patches_and_other_predictions_export_too(prediction: str) -> None:
+    config = tiny_model_config(image_size=16, patch_size=2, prediction=prediction, num_labels=2)
+    graphs = export_graphs(random_model(config))
+    verify(random_model(config), cosine_schedule(5), graphs, Trajectory("ddpm", 3))
+
+
 def test_other_networks_export_too() -> None:
     # Colour, three resolutions, two blocks at each, dropout, another number of labels.
     config = tiny_model_config(

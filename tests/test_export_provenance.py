@@ -1,15 +1,14 @@
 """Where weights came from, without a word on the machine."""
 
 import json
-import os
-import subprocess
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from export.provenance import describe, git_state
+from export.provenance import describe
 from tests.tiny_export import random_checkpoint, small_graphs, small_model
+from training.source_code import git_state
 
 # The first test that needs the graphs exports them, which a busy machine takes a while for.
 pytestmark = pytest.mark.timeout(400)
@@ -28,6 +27,7 @@ def test_it_names_data_configuration_and_run(described: dict[str, Any]) -> None:
     assert described["wall_seconds"] == 1.5
     assert described["placement"] == "CPU, fp32, contiguous"
     assert described["checkpoint_sha256"] == "ab" * 32
+    assert described["export_code"] == git_state()
     assert described["config"]["model"]["widths"] == [16, 32]
     assert described["config"]["learning_rate"] == 1.5e-3
 
@@ -54,47 +54,3 @@ def test_parameters_and_multiply_adds_are_those_of_the_network(described: dict[s
             fine * (9 * (32 * 16 + 16 * 16) + 32 * 16) + 16 * 32,  # the block on the way up
         ]
     )
-
-
-def git(folder: Path, *arguments: str) -> str:
-    done = subprocess.run(
-        ["git", "-c", "user.name=a", "-c", "user.email=a@b", "-C", str(folder), *arguments],
-        # Inside a hook git would be told of the repository that the hook is of.
-        env={name: value for name, value in os.environ.items() if not name.startswith("GIT_")},
-        capture_output=True,
-        text=True,
-        check=True,
-    )
-    return done.stdout.strip()
-
-
-def test_git_state_is_the_commit_and_whether_files_differ(tmp_path: Path) -> None:
-    root = tmp_path.resolve() / "checkout"
-    root.mkdir()
-    nothing = {"git_commit": None, "git_dirty": None}
-    git(root, "init")
-    assert git_state(root) == nothing  # no commit yet
-    (root / "a").write_text("1")
-    git(root, "add", "a")
-    git(root, "commit", "-m", "first")
-    commit = git(root, "rev-parse", "HEAD")
-    assert git_state(root) == {"git_commit": commit, "git_dirty": False}
-    (root / "new").write_text("not known to git")
-    assert git_state(root) == {"git_commit": commit, "git_dirty": False}
-    (root / "a").write_text("2")
-    assert git_state(root) == {"git_commit": commit, "git_dirty": True}
-
-
-def test_somebody_elses_checkout_around_it_is_not_its_own(tmp_path: Path) -> None:
-    root = tmp_path.resolve()
-    git(root, "init")
-    (root / "a").write_text("1")
-    git(root, "add", "a")
-    git(root, "commit", "-m", "first")
-    (root / "installed").mkdir()
-    assert git_state(root / "installed") == {"git_commit": None, "git_dirty": None}
-
-
-def test_without_git_there_is_no_commit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("PATH", "")
-    assert git_state(tmp_path) == {"git_commit": None, "git_dirty": None}

@@ -25,8 +25,8 @@ from tests.tiny_export import (
     with_weight,
 )
 from training.checkpoint import Checkpoint, CheckpointError
-from training.loop import make_schedule
 from training.model import DiffusionModel
+from training.schedule import make_schedule
 
 # The first test that needs the graphs exports them, which a busy machine takes a while for.
 pytestmark = pytest.mark.timeout(400)

@@ -19,10 +19,12 @@ from training.checkpoint import (
     ema_model,
     load_checkpoint,
     newest_checkpoint,
+    read_provenance,
     require_same_run,
     save_checkpoint,
 )
-from training.config import FREE_ON_RESUME
+from training.config import FREE_ON_RESUME, from_dict, to_dict
+from training.muon import is_hidden_kernel
 
 
 @pytest.fixture(scope="module")
@@ -44,10 +46,23 @@ def test_a_checkpoint_reads_back_as_it_was_written(trained: Checkpoint, tmp_path
     assert read.train_step == 2
 
 
-def test_the_optimizer_state_is_complete(trained: Checkpoint) -> None:
-    keys = {name.partition(".")[2] for name in trained.optimizer_state}
-    assert keys == {"step", "exp_avg", "exp_avg_sq"}
-    assert len(trained.optimizer_state) == 3 * len(trained.model_state)
+@pytest.mark.parametrize("optimizer", ["muon", "adamw"])
+def test_the_optimizer_state_is_complete(optimizer: str, tmp_path: Path) -> None:
+    trainer = tiny_trainer(tmp_path, optimizer=optimizer)
+    trainer.run_train_step()
+    saved = trainer.checkpoint()
+    kernels = sum(map(is_hidden_kernel, trainer.model.parameters())) if optimizer == "muon" else 0
+    others = len(list(trainer.model.parameters())) - kernels
+    keys = [name.partition(".")[2] for name in saved.optimizer_state]
+    assert keys.count("momentum_buffer") == kernels
+    assert {keys.count(key) for key in ("step", "exp_avg", "exp_avg_sq")} == {others}
+    assert len(keys) == kernels + 3 * others
+
+
+def test_a_run_from_before_the_choice_of_optimizer_was_adamw() -> None:
+    plain = to_dict(tiny_config(Path("run")))
+    del plain["optimizer"]
+    assert from_dict(plain).optimizer == "adamw"
 
 
 def test_a_checkpoint_can_be_read_by_whom_the_umask_lets(
@@ -98,6 +113,35 @@ def test_a_truncated_checkpoint_is_refused(
         load_checkpoint(path)
 
 
+@pytest.mark.parametrize("share", [0.3, 0.6, 0.999])
+def test_one_flipped_bit_is_noticed(trained: Checkpoint, tmp_path: Path, share: float) -> None:
+    path = tmp_path / "it.safetensors"
+    save_checkpoint(trained, path)
+    content = bytearray(path.read_bytes())
+    content[int(share * len(content))] ^= 1
+    path.write_bytes(content)
+    with pytest.raises(CheckpointError, match="the checksum of its numbers is another"):
+        load_checkpoint(path)
+
+
+def test_a_checkpoint_from_before_there_was_a_checksum_is_read(
+    trained: Checkpoint, tmp_path: Path
+) -> None:
+    path = tmp_path / "it.safetensors"
+    save_checkpoint(trained, path)
+    rewrite_header(path, "crc32", None)
+    assert_equal_to_the_bit(load_checkpoint(path), trained)
+
+
+def test_the_provenance_can_be_read_by_itself(trained: Checkpoint, tmp_path: Path) -> None:
+    path = tmp_path / "it.safetensors"
+    save_checkpoint(trained, path)
+    assert read_provenance(path) == trained.provenance
+    path.write_bytes(path.read_bytes()[:1000])
+    with pytest.raises(CheckpointError, match="not a whole checkpoint"):
+        read_provenance(path)
+
+
 def test_a_file_of_something_else_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "it"
     path.write_bytes(os.urandom(4096))
@@ -110,12 +154,14 @@ def test_a_file_of_something_else_is_refused(tmp_path: Path) -> None:
         load_checkpoint(tmp_path / "other")
 
 
-def rewrite_header(path: Path, name: str, value: str) -> None:
-    """Change one entry of a safetensors file's metadata."""
+def rewrite_header(path: Path, name: str, value: str | None) -> None:
+    """Change one entry of a safetensors file's metadata, or remove it (None)."""
     content = path.read_bytes()
     (length,) = struct.unpack("<Q", content[:8])
     header = json.loads(content[8 : 8 + length])
     header["__metadata__"][name] = value
+    if value is None:
+        del header["__metadata__"][name]
     packed = json.dumps(header).encode()
     packed += b" " * (-len(packed) % 8)
     path.write_bytes(struct.pack("<Q", len(packed)) + packed + content[8 + length :])
@@ -173,6 +219,11 @@ def test_a_header_of_another_kind_is_refused(
         ("model.sinusoidal_width", 32),
         ("model.embedding_width", 32),
         ("model.dropout", 0.1),
+        ("model.patch_size", 7),
+        ("model.prediction", "v"),
+        ("loss_weighting", "min_snr"),
+        ("optimizer", "adamw"),
+        ("muon_learning_rate", 0.01),
     ],
 )
 def test_another_configuration_is_refused_by_the_name_of_the_field(name: str, value: Any) -> None:
@@ -205,6 +256,13 @@ def test_what_does_not_change_a_train_step_may_change() -> None:
         "checkpoint_every": 3,
         "sample_every": 3,
         "sample_num_steps": 3,
+        "validate_every": 3,
+        "validate_num_images": 30,
+        "select_by": "frechet",
+        "gradient_accumulation": 2,
+        "compile": True,
+        "deterministic": True,
+        "overfit_one_batch": 3,
         "tensorboard": True,
         "stop_after": 3,
     }

@@ -21,6 +21,8 @@ from training.config import (
 MODEL_OUT_OF_RANGE: list[tuple[str, Any, str]] = [
     ("image_channels", 0, "at least 1"),
     ("image_size", 0, "multiples of 4"),
+    ("patch_size", 0, "at least 1"),
+    ("prediction", "x_0", "eps, v, residual_eps"),
     ("image_size", 30, "multiples of 4"),
     ("num_labels", 0, "at least 1"),
     ("widths", (), "at least two multiples of 16"),
@@ -55,10 +57,15 @@ TRAIN_OUT_OF_RANGE: list[tuple[str, Any, str]] = [
     ("num_train_timesteps", 100_001, "2 .. 100000"),
     ("schedule", "sigmoid", "cosine, linear"),
     ("t_sampling", "sobol", "uniform, stratified"),
+    ("loss_weighting", "p2", "eps, min_snr, soft_v, v"),
+    ("loss_weighting", "v", "eps or min_snr, unless prediction is v"),
+    ("loss_weighting", "soft_v", "eps or min_snr, unless prediction is v"),
     ("label_dropout", -0.01, "0 .. 1"),
     ("label_dropout", 1.01, "0 .. 1"),
     ("learning_rate", 0.0, "above 0, finite"),
     ("learning_rate", math.inf, "above 0, finite"),
+    ("optimizer", "sgd", "muon, adamw"),
+    ("muon_learning_rate", 0.0, "above 0, finite"),
     ("warmup_fraction", -0.1, "0 <= warmup_fraction < 1"),
     ("warmup_fraction", 1.0, "0 <= warmup_fraction < 1"),
     ("adam_beta1", 1.0, "0 <= adam_beta1 < 1"),
@@ -71,11 +78,19 @@ TRAIN_OUT_OF_RANGE: list[tuple[str, Any, str]] = [
     ("precision", "fp16", "auto, fp32, bf16"),
     ("memory_format", "nhwc", "auto, contiguous, channels_last"),
     ("num_threads", -1, "at least 0"),
+    ("gradient_accumulation", 0, "at least 1"),
+    ("gradient_accumulation", 3, "divisors of batch_size, 128"),
+    ("overfit_one_batch", -1, "0, or at least 2"),
+    ("overfit_one_batch", 1, "0, or at least 2"),
     ("log_every", 0, "at least 1"),
     ("checkpoint_every", 0, "at least 1"),
     ("sample_every", -1, "at least 0"),
     ("sample_num_steps", 0, "1 .. num_train_timesteps, 1000"),
     ("sample_num_steps", 1001, "1 .. num_train_timesteps, 1000"),
+    ("validate_every", -1, "at least 0"),
+    ("validate_num_images", 9, "0, 10 .. 60000"),
+    ("validate_num_images", 60_001, "0, 10 .. 60000"),
+    ("select_by", "loss", "eps_mse, frechet"),
     ("stop_after", -1, "at least 0"),
 ]
 
@@ -90,6 +105,12 @@ def test_a_field_out_of_range_is_refused_by_name_value_and_range(
 ) -> None:
     with pytest.raises(ValueError, match=f"^{re.escape(f'{name} is {value}; legal: {legal}')}$"):
         made(**{name: value})
+
+
+def test_what_is_not_measured_selects_nothing() -> None:
+    message = "select_by is frechet; legal: eps_mse, when validate_num_images is 0"
+    with pytest.raises(ValueError, match=f"^{message}$"):
+        TrainConfig(select_by="frechet", validate_num_images=0)
 
 
 def test_every_field_that_is_not_a_switch_or_a_path_is_tried_out_of_range() -> None:

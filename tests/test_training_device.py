@@ -1,5 +1,7 @@
 """Where a run computes, in which arithmetic, and which rows are whose."""
 
+import os
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -7,7 +9,13 @@ import pytest
 import torch
 
 from tests.tiny_training import tiny_config
-from training.device import Processes, join_processes, resolve_placement
+from training.device import (
+    Processes,
+    be_deterministic,
+    join_processes,
+    one_process_first,
+    resolve_placement,
+)
 
 OUTPUT = Path("run")
 
@@ -70,6 +78,29 @@ def test_what_is_asked_for_is_used_and_said(changes: dict[str, Any], text: str) 
     assert str(resolve_placement(tiny_config(OUTPUT, **changes))).startswith(text)
 
 
+@pytest.fixture
+def ordinary_algorithms() -> Iterator[None]:
+    """Puts PyTorch's settings back."""
+    yield
+    torch.use_deterministic_algorithms(False)
+
+
+@pytest.mark.usefixtures("ordinary_algorithms")
+@pytest.mark.parametrize("workspace", [None, ":16:8"])
+def test_deterministic_means_every_operation_and_a_workspace_of_fixed_size(
+    monkeypatch: pytest.MonkeyPatch, workspace: str | None
+) -> None:
+    name = "CUBLAS_WORKSPACE_CONFIG"
+    monkeypatch.setenv(name, workspace or "")
+    if workspace is None:
+        monkeypatch.delenv(name)
+    monkeypatch.setattr(torch.backends.cudnn, "benchmark", True)
+    be_deterministic()
+    assert torch.are_deterministic_algorithms_enabled()
+    assert not torch.backends.cudnn.benchmark
+    assert os.environ[name] == (workspace or ":4096:8")
+
+
 @pytest.mark.parametrize("world_size", [1, 2, 4])
 def test_the_processes_share_the_global_batch_without_gap_or_overlap(world_size: int) -> None:
     rows = list(range(8))
@@ -88,6 +119,37 @@ def test_a_batch_that_does_not_divide_by_the_processes_is_refused(
     monkeypatch.setenv("WORLD_SIZE", "3")
     with pytest.raises(ValueError, match="batch_size is 8; legal: multiples of the 3 processes"):
         join_processes(tiny_config(OUTPUT, batch_size=8))
+
+
+def test_a_batch_that_does_not_divide_into_micro_batches_of_processes_is_refused(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("WORLD_SIZE", "4")
+    message = "batch_size is 8; legal: multiples of the 4 processes times gradient_accumulation, 4"
+    with pytest.raises(ValueError, match=f"^{message}$"):
+        join_processes(tiny_config(OUTPUT, batch_size=8, gradient_accumulation=4))
+
+
+def test_several_processes_do_not_overfit_one_batch(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with pytest.raises(ValueError, match="overfit_one_batch is 9; legal: 0, with more than one"):
+        join_processes(tiny_config(OUTPUT, overfit_one_batch=9))
+
+
+@pytest.mark.parametrize(("local_rank", "expected"), [(0, ["it", "wait"]), (1, ["wait", "it"])])
+def test_one_process_of_each_machine_goes_first(
+    monkeypatch: pytest.MonkeyPatch, local_rank: int, expected: list[str]
+) -> None:
+    seen: list[str] = []
+    monkeypatch.setattr(torch.distributed, "barrier", lambda: seen.append("wait"))
+    with one_process_first(Processes(rank=2 + local_rank, world_size=4, local_rank=local_rank)):
+        seen.append("it")
+    assert seen == expected
+
+
+def test_one_process_agrees_with_itself() -> None:
+    assert Processes().agree(7, torch.device("cpu"))
+    assert Processes().agree(0, torch.device("cpu"))
 
 
 def test_one_process_joins_nobody(monkeypatch: pytest.MonkeyPatch) -> None:

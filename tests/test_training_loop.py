@@ -1,4 +1,4 @@
-"""The training loop: it learns, resumes to the bit, stops cleanly, and loses nothing good."""
+"""The training loop: it resumes to the bit, stops cleanly, keeps the best, loses nothing good."""
 
 import dataclasses
 import hashlib
@@ -6,6 +6,7 @@ import math
 import os
 import re
 import signal
+import time
 from pathlib import Path
 from typing import Any
 
@@ -21,108 +22,35 @@ from tests.tiny_training import (
     tiny_config,
     tiny_trainer,
 )
-from training.checkpoint import CheckpointError, load_checkpoint, newest_checkpoint
+from training.checkpoint import (
+    CheckpointError,
+    ema_model,
+    load_checkpoint,
+    newest_checkpoint,
+)
 from training.config import TrainConfig
 from training.datasets import DATASETS, Dataset, Split
 from training.device import Processes, resolve_placement
-from training.loop import (
-    Interrupted,
-    Trainer,
-    TrainingDiverged,
-    batch_indices,
-    learning_rate_factor,
-    make_schedule,
-    total_train_steps,
-    train,
-)
+from training.loop import Loop, train
+from training.objective import Draw, draw
+from training.run_folder import BEST_NAME
+from training.schedule import make_schedule
+from training.stopping import Interrupted
+from training.trainer import Trainer, TrainingDiverged
+from training.validation import HeldOut, Judge
 
 
-def run(config: TrainConfig, dataset: Dataset | None = None) -> Path:
+def run(config: TrainConfig, dataset: Dataset | None = None, judge: Judge | None = None) -> Path:
     torch.set_num_threads(1)
-    return train(config, dataset or small_digits(), resolve_placement(config), Processes())
+    placement = resolve_placement(config)
+    return train(config, dataset or small_digits(), placement, Processes(), judge)
 
 
 def digests(folder: Path) -> dict[str, str]:
     return {
         path.name: hashlib.sha256(path.read_bytes()).hexdigest()
-        for path in folder.glob("checkpoint-*")
+        for path in folder.glob("*.safetensors")
     }
-
-
-# --- What a run is made of -------------------------------------------------------------------
-
-
-def test_each_epoch_sees_every_image_once_in_its_own_order() -> None:
-    config = tiny_config(Path("run"), batch_size=8)
-    stream = np.concatenate([batch_indices(config, step, 20) for step in range(1, 11)])
-    epochs = stream.reshape(4, 20)  # the second batch of 8 ends the first epoch in its middle
-    for epoch in epochs:
-        assert sorted(epoch) == list(range(20))
-    assert len({tuple(epoch) for epoch in epochs}) == 4
-    other = batch_indices(dataclasses.replace(config, seed=1), 1, 20)
-    assert not np.array_equal(other, stream[:8])
-
-
-def test_a_batch_may_be_larger_than_the_data() -> None:
-    indices = batch_indices(tiny_config(Path("run"), batch_size=50), 1, 20)
-    assert set(np.bincount(indices).tolist()) == {2, 3}
-
-
-@pytest.mark.parametrize(("epochs", "expected"), [(2.0, 125), (0.16, 10), (1e-6, 1)])
-def test_epochs_become_train_steps(epochs: float, expected: int) -> None:
-    assert total_train_steps(tiny_config(Path("run"), epochs=epochs), 500) == expected
-
-
-def test_the_learning_rate_warms_up_linearly_and_decays_as_a_cosine_to_zero() -> None:
-    config = tiny_config(Path("run"), warmup_fraction=0.1)
-    factors = [learning_rate_factor(config, step, 100) for step in range(1, 101)]
-    assert factors[:10] == pytest.approx([i / 10 for i in range(1, 11)])
-    expected = [0.5 * (1 + math.cos(math.pi * i / 90)) for i in range(91)]
-    assert factors[9:] == pytest.approx(expected)
-
-
-@pytest.mark.parametrize(("name", "last"), [("cosine", -10.0), ("linear", -10.117)])
-def test_the_schedule_is_the_named_one(name: str, last: float) -> None:
-    schedule = make_schedule(tiny_config(Path("run"), schedule=name))
-    assert schedule.num_train_timesteps == 1000
-    assert schedule.log_snr[-1] == pytest.approx(last, abs=0.01)
-
-
-def test_the_network_sees_the_images_in_minus_one_to_one(tmp_path: Path) -> None:
-    trainer = tiny_trainer(tmp_path)
-    seen: list[tuple[torch.Tensor, torch.Tensor]] = []
-    trainer.loss.register_forward_pre_hook(
-        lambda _module, arguments: seen.append((arguments[0], arguments[1]))
-    )
-    trainer.run_train_step()
-    [(x_0, label)] = seen
-    indices = batch_indices(trainer.config, 1, 500)
-    data = small_digits().train
-    expected = torch.from_numpy(data.images[indices].astype(np.float32) / 127.5 - 1)[:, None]
-    torch.testing.assert_close(x_0, expected)
-    assert x_0.min() == -1.0
-    assert 0.9 < x_0.max() <= 1.0
-    assert label.tolist() == data.labels[indices].tolist()
-
-
-@pytest.mark.parametrize("clip", [1e-3, 1e6])
-def test_a_long_gradient_is_cut_to_the_asked_norm(tmp_path: Path, clip: float) -> None:
-    trainer = tiny_trainer(tmp_path, gradient_clip=clip)
-    trainer.run_train_step()
-    gradients = [p.grad for p in trainer.model.parameters() if p.grad is not None]
-    norm = float(torch.nn.utils.get_total_norm(gradients))
-    assert norm == pytest.approx(1e-3, rel=1e-2) if clip < 1 else norm > 1e-2
-
-
-# --- It learns -------------------------------------------------------------------------------
-
-
-def test_the_loss_falls_on_real_digits_within_sixty_train_steps(tmp_path: Path) -> None:
-    trainer = tiny_trainer(tmp_path, epochs=1.92, batch_size=16, learning_rate=4e-3)
-    assert trainer.total == 60
-    losses = [trainer.run_train_step().item() for _ in range(trainer.total)]
-    assert losses[0] == pytest.approx(1.0, abs=0.06)
-    assert np.mean(losses[-10:]) < 0.4
 
 
 # --- It resumes ------------------------------------------------------------------------------
@@ -184,7 +112,7 @@ def test_wall_time_and_images_seen_are_those_of_the_whole_run(tmp_path: Path) ->
     checkpoint = trainer.checkpoint()
     resumed = tiny_trainer(tmp_path)
     resumed.restore(checkpoint)
-    resumed.run()
+    Loop(resumed).run()
     last = load_checkpoint(tmp_path / f"checkpoint-{TRAIN_STEPS:08d}.safetensors")
     assert 100.0 < last.provenance["wall_seconds"] < 200.0
     assert last.provenance["images_seen"] == TRAIN_STEPS * 8
@@ -205,6 +133,16 @@ def test_another_configuration_is_refused_and_the_run_left_as_it_was(tmp_path: P
     assert (digests(tmp_path), read_log(tmp_path)) == (before, log)
 
 
+def test_processes_that_found_different_checkpoints_are_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = tiny_config(tmp_path, stop_after=1)
+    run(config)
+    monkeypatch.setattr(Processes, "agree", lambda *_: False)
+    with pytest.raises(CheckpointError, match="all machines must see the same folder"):
+        run(dataclasses.replace(config, resume=True))
+
+
 def test_other_data_are_refused(tmp_path: Path) -> None:
     config = tiny_config(tmp_path, stop_after=1)
     run(config)
@@ -213,12 +151,42 @@ def test_other_data_are_refused(tmp_path: Path) -> None:
         run(dataclasses.replace(config, resume=True), other)
 
 
-def test_a_damaged_newest_checkpoint_is_refused(tmp_path: Path) -> None:
-    config = tiny_config(tmp_path, stop_after=1)
-    path = run(config)
-    path.write_bytes(path.read_bytes()[:1000])
-    with pytest.raises(CheckpointError, match="not a whole checkpoint"):
+def test_a_damaged_newest_checkpoint_is_passed_over_and_the_run_ends_as_if_it_were_whole(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    expected = load_checkpoint(run(tiny_config(tmp_path / "whole")))
+    config = tiny_config(tmp_path / "it", checkpoint_every=3, stop_after=6, validate_every=3)
+    newest = run(config)
+    newest.write_bytes(newest.read_bytes()[:1000])
+    resumed = dataclasses.replace(config, resume=True, stop_after=5)
+    caplog.clear()
+    run(resumed)
+    newest_one, best_one = [r.getMessage() for r in caplog.records if r.levelname == "WARNING"]
+    assert newest_one.startswith(f"{newest}: not a whole checkpoint")
+    assert newest_one.endswith("passed over, checkpoint-00000003.safetensors is used")
+    assert best_one.startswith(f"{tmp_path / 'it' / BEST_NAME}: not a whole checkpoint")
+    assert best_one.endswith("the next best checkpoint replaces it")
+    # What cannot be read is not deleted, nor counted among those that are kept.
+    assert {path.name for path in (tmp_path / "it").glob("checkpoint-*")} == {
+        f"checkpoint-0000000{step}.safetensors" for step in (3, 5, 6)
+    }
+    last = run(dataclasses.replace(resumed, stop_after=0))
+    assert_equal_to_the_bit(load_checkpoint(last), expected)
+    logged = [line["train_step"] for line in read_log(tmp_path / "it")]
+    assert logged == list(range(1, TRAIN_STEPS + 1))
+
+
+def test_when_no_checkpoint_is_whole_each_is_named(tmp_path: Path) -> None:
+    config = tiny_config(tmp_path, stop_after=2, checkpoint_every=1)
+    run(config)
+    names = sorted(digests(tmp_path))
+    assert len(names) == 3
+    for name in names:
+        (tmp_path / name).write_bytes(b"")
+    with pytest.raises(CheckpointError, match="none of 3 checkpoints is whole") as refused:
         run(dataclasses.replace(config, resume=True))
+    assert all(name in str(refused.value) for name in names)
+    assert sorted(digests(tmp_path)) == names
 
 
 def test_a_used_output_directory_is_refused_without_resume(tmp_path: Path) -> None:
@@ -233,9 +201,190 @@ def test_a_used_output_directory_is_refused_without_resume(tmp_path: Path) -> No
 def test_the_newest_two_checkpoints_are_kept(tmp_path: Path) -> None:
     run(tiny_config(tmp_path, checkpoint_every=3))
     assert sorted(digests(tmp_path)) == [
+        BEST_NAME,
         "checkpoint-00000009.safetensors",
         "checkpoint-00000010.safetensors",
     ]
+
+
+# --- It measures and keeps the best ----------------------------------------------------------
+
+
+class ScriptedJudge:
+    """Says of each set of images what the script says."""
+
+    def __init__(self, *frechet: float) -> None:
+        self.script = list(frechet)
+        self.seen: list[tuple[tuple[int, ...], list[int]]] = []
+
+    def __call__(self, images: np.ndarray, labels: np.ndarray) -> dict[str, float]:
+        self.seen.append((images.shape, np.bincount(labels).tolist()))
+        return {"frechet": self.script.pop(0), "label_accuracy": 0.5}
+
+
+def measured(folder: Path) -> dict[int, dict[str, float]]:
+    """What validation found, by train step."""
+    return {
+        int(line["train_step"]): {k: v for k, v in line.items() if k.startswith("validation_")}
+        for line in read_log(folder)
+        if "validation_eps_mse" in line
+    }
+
+
+@pytest.mark.parametrize(("every", "steps"), [(4, [4, 8, 10]), (5, [5, 10]), (0, [10])])
+def test_the_ema_weights_are_measured_when_due_and_at_the_end(
+    tmp_path: Path, every: int, steps: list[int]
+) -> None:
+    judge = ScriptedJudge(9.0, 8.0, 7.0)
+    config = tiny_config(tmp_path, validate_every=every, validate_num_images=20, log_every=7)
+    run(config, judge=judge)
+    found = measured(tmp_path)
+    assert list(found) == steps
+    for figures in found.values():
+        assert 0 < figures["validation_eps_mse"] < 1.5
+        assert figures["validation_label_accuracy"] == 0.5
+        assert figures["validation_seconds"] > 0
+    assert judge.seen == [((20, 1, 14, 14), [2] * 10)] * len(steps)
+    assert [line["train_step"] for line in read_log(tmp_path)] == sorted({7, *steps})
+
+
+def test_measuring_changes_no_train_step(tmp_path: Path) -> None:
+    often = tiny_config(tmp_path / "often", validate_every=1, validate_num_images=10)
+    never = tiny_config(tmp_path / "never", validate_every=0)
+    judge = ScriptedJudge(*range(20))
+    first, second = (load_checkpoint(run(config, judge=judge)) for config in (often, never))
+    assert_equal_to_the_bit(first, second)
+    last = list(measured(tmp_path / "often").values())[-1]
+    [at_the_end] = measured(tmp_path / "never").values()
+    assert at_the_end["validation_eps_mse"] == last["validation_eps_mse"]  # the same, every time
+
+
+def test_it_is_the_ema_weights_that_are_measured(tmp_path: Path) -> None:
+    checkpoint = load_checkpoint(run(tiny_config(tmp_path)))
+    schedule = make_schedule(checkpoint.config)
+    held_out = HeldOut(small_digits().test, schedule, torch.device("cpu"))
+    figures = measured(tmp_path)[TRAIN_STEPS]
+    of_ema = held_out.errors(ema_model(checkpoint)).mean()
+    assert figures["validation_eps_mse"] == pytest.approx(of_ema, rel=1e-6)
+    assert checkpoint.provenance["validation"] == {"train_step": TRAIN_STEPS, **figures}
+    as_trained = ema_model(dataclasses.replace(checkpoint, ema_state=checkpoint.model_state))
+    assert held_out.errors(as_trained).mean() != pytest.approx(of_ema, rel=1e-5)
+
+
+def test_the_time_it_takes_to_measure_is_not_counted_as_training(tmp_path: Path) -> None:
+    class SlowJudge(ScriptedJudge):
+        def __call__(self, images: np.ndarray, labels: np.ndarray) -> dict[str, float]:
+            time.sleep(1)
+            return super().__call__(images, labels)
+
+    config = tiny_config(
+        tmp_path, validate_every=4, validate_num_images=10, log_every=6, stop_after=6
+    )
+    run(config, judge=SlowJudge(2.0, 1.0))
+    last = read_log(tmp_path)[-1]
+    assert last["images_per_second"] > 16  # two train steps of 8, in less than that second
+    assert last["validation_seconds"] > 1
+
+
+def best(folder: Path) -> int:
+    return load_checkpoint(folder / BEST_NAME).train_step
+
+
+def test_the_checkpoint_with_the_lowest_error_is_kept_as_the_best(tmp_path: Path) -> None:
+    # The rate never falls: the last weights need not be the best.
+    run(tiny_config(tmp_path, validate_every=2, checkpoint_every=3, learning_rate=3e-2))
+    errors = {step: figures["validation_eps_mse"] for step, figures in measured(tmp_path).items()}
+    assert best(tmp_path) == min(errors, key=errors.__getitem__)
+    checkpoint = load_checkpoint(tmp_path / BEST_NAME)
+    assert checkpoint.provenance["validation"]["train_step"] == checkpoint.train_step
+    assert checkpoint.provenance["validation"]["validation_eps_mse"] == min(errors.values())
+
+
+def test_the_best_can_be_the_one_with_the_lowest_frechet_distance(tmp_path: Path) -> None:
+    config = tiny_config(
+        tmp_path, validate_every=2, validate_num_images=10, select_by="frechet", stop_after=8,
+        checkpoint_every=3,
+    )  # fmt: skip
+    run(config, judge=ScriptedJudge(9.0, 4.0, 6.0, 5.0))
+    assert best(tmp_path) == 4
+    assert not (tmp_path / "checkpoint-00000004.safetensors").exists()  # only the best has it
+
+
+def test_the_best_stays_the_best_when_a_run_is_resumed(tmp_path: Path) -> None:
+    config = tiny_config(
+        tmp_path, validate_every=2, validate_num_images=10, select_by="frechet", stop_after=4
+    )
+    run(config, judge=ScriptedJudge(3.0, 5.0))
+    resumed = dataclasses.replace(config, resume=True, stop_after=8)
+    run(resumed, judge=ScriptedJudge(4.0, 3.5))
+    assert best(tmp_path) == 2
+    run(dataclasses.replace(resumed, stop_after=0), judge=ScriptedJudge(2.0))
+    assert best(tmp_path) == 10
+
+
+def test_the_bar_of_another_figure_is_that_of_the_best_checkpoint(tmp_path: Path) -> None:
+    config = tiny_config(tmp_path, validate_every=2, validate_num_images=10, stop_after=4)
+    run(config, judge=ScriptedJudge(3.0, 5.0))
+    assert best(tmp_path) == 4  # by its error
+    resumed = dataclasses.replace(config, resume=True, select_by="frechet", stop_after=8)
+    run(resumed, judge=ScriptedJudge(4.0, 4.5))
+    assert best(tmp_path) == 6  # 4.0 is below the 5.0 of train step 4
+
+
+def test_what_is_measured_must_be_finite(tmp_path: Path) -> None:
+    trainer = tiny_trainer(tmp_path, validate_every=5)
+    for _ in range(4):
+        trainer.run_train_step()
+    trainer.ema.state["unet.conv_out.weight"].fill_(math.nan)
+    with pytest.raises(TrainingDiverged, match="train step 5: what is measured on test images"):
+        Loop(trainer).run()
+    assert not digests(tmp_path)
+
+
+# --- It says what it costs, and whether it starts right --------------------------------------
+
+
+def test_the_log_says_how_far_the_run_is_and_what_it_has_cost(tmp_path: Path) -> None:
+    last = load_checkpoint(run(tiny_config(tmp_path, log_every=2)))
+    lines = read_log(tmp_path)
+    assert [line["progress"] for line in lines] == pytest.approx([0.2, 0.4, 0.6, 0.8, 1.0])
+    assert all(line["eta_seconds"] > 0 for line in lines[:-1])
+    assert lines[-1]["eta_seconds"] == 0
+    per_step = last.provenance["training_flop"] / TRAIN_STEPS
+    assert [line["training_flop"] for line in lines] == [
+        per_step * step for step in range(2, 11, 2)
+    ]
+
+
+@pytest.mark.parametrize("scale", [1.0, 3.0])
+def test_a_loss_that_starts_out_wrong_is_pointed_out(
+    tmp_path: Path,
+    caplog: pytest.LogCaptureFixture,
+    monkeypatch: pytest.MonkeyPatch,
+    scale: float,
+) -> None:
+    def wrong(*arguments: Any) -> Draw:
+        right = draw(*arguments)
+        return dataclasses.replace(right, eps=scale * right.eps)
+
+    monkeypatch.setattr("training.trainer.draw", wrong)
+    run(tiny_config(tmp_path, stop_after=2))
+    first, second = read_log(tmp_path)
+    assert first["initial_loss"] == first["loss"] == pytest.approx(scale**2, rel=0.1)
+    assert first["expected_initial_loss"] == 1
+    assert "initial_loss" not in second
+    warnings = [r.getMessage() for r in caplog.records if r.levelname == "WARNING"]
+    assert len(warnings) == (scale > 1)
+    assert all(re.match("the loss before training is .* about 1:", text) for text in warnings)
+
+
+def test_a_resumed_run_is_not_measured_by_what_an_untrained_network_does(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    config = tiny_config(tmp_path, stop_after=5)
+    run(config)
+    run(dataclasses.replace(config, resume=True, stop_after=7))
+    assert [line["train_step"] for line in read_log(tmp_path) if "initial_loss" in line] == [1]
 
 
 # --- It stops cleanly ------------------------------------------------------------------------
@@ -295,7 +444,7 @@ def test_a_loss_that_is_not_a_number_stops_the_run_and_keeps_the_last_checkpoint
 
     monkeypatch.setattr(trainer.loss, "forward", poisoned)
     with pytest.raises(TrainingDiverged, match="^train step 6: the gradient norm is nan and the"):
-        trainer.run()
+        Loop(trainer).run()
     newest = newest_checkpoint(tmp_path)
     assert newest == tmp_path / "checkpoint-00000004.safetensors"
     assert all_finite(newest)
@@ -320,13 +469,14 @@ def test_a_weight_that_overflows_in_a_train_step_is_noticed_before_it_is_saved(
     tmp_path: Path,
 ) -> None:
     trainer = tiny_trainer(tmp_path)
+    loop = Loop(trainer)
     trainer.run_train_step()
-    good = trainer.save()
+    good = loop.save()
     trainer.run_train_step()
     with torch.no_grad():
         trainer.model.unet.conv_in.weight[0, 0, 0, 0] = math.inf
     with pytest.raises(TrainingDiverged, match="train step 2: a weight is not finite"):
-        trainer.save()
+        loop.save()
     assert newest_checkpoint(tmp_path) == good
 
 
@@ -350,8 +500,14 @@ def test_own_images_of_another_size_and_number_of_labels_are_learned(tmp_path: P
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"image_size": 32}, "image_size is (32, 32); legal: (14, 14), that of the images"),
-        ({"num_labels": 9}, "num_labels is 9; legal: at least 10, the data's"),
+        (
+            {"image_size": 32},
+            "image_size is (32, 32); legal: (14, 14), that of train-images-idx3-ubyte",
+        ),
+        (
+            {"num_labels": 9},
+            "num_labels is 9; legal: at least 10, as train-labels-idx1-ubyte has label 9 in row 4",
+        ),
         ({"image_channels": 3}, "image_channels is 3; legal: 1, as IDX is grey"),
     ],
 )

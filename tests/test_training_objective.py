@@ -4,6 +4,7 @@ import dataclasses
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from scipy import stats
@@ -13,7 +14,7 @@ from diffusion.schedule import cosine_schedule
 from tests.tiny_training import tiny_config, tiny_trainer
 from training.config import TrainConfig
 from training.model import DiffusionModel
-from training.objective import DiffusionLoss, Draw, draw
+from training.objective import DiffusionLoss, Draw, draw, loss_weights
 from training.unet import ResidualBlock
 
 CPU = torch.device("cpu")
@@ -115,7 +116,7 @@ def test_the_network_sees_x_t_t_and_the_label_or_null() -> None:
         torch.tensor([False, True, False, True]),
     )
     network = Recorder(torch.zeros_like(x_0))
-    DiffusionLoss(network, schedule, NULL)(x_0, torch.tensor([3, 4, 5, 6]), random)
+    DiffusionLoss(network, schedule, draws_config())(x_0, torch.tensor([3, 4, 5, 6]), random)
     x_t, t, label = network.asked
     assert torch.equal(t, random.t)
     assert label.tolist() == [3, NULL, 5, NULL]
@@ -132,13 +133,41 @@ def test_the_loss_is_the_mean_squared_error_of_eps() -> None:
 
     def loss_of(predicted: Tensor) -> float:
         network = Recorder(predicted)
-        loss = DiffusionLoss(network, cosine_schedule(1000), NULL)
+        loss = DiffusionLoss(network, cosine_schedule(1000), draws_config())
         return float(loss(torch.zeros_like(eps), torch.zeros(5, dtype=torch.int64), random))
 
     assert loss_of(eps) == 0.0
     expected = ((prediction.double() - eps.double()) ** 2).mean().item()
     assert loss_of(prediction) == pytest.approx(expected, rel=1e-6)
     assert loss_of(prediction.bfloat16()) == pytest.approx(expected, rel=1e-2)
+
+
+@pytest.mark.parametrize("weighting", ["eps", "min_snr", "soft_v", "v"])
+def test_an_error_on_v_weighs_as_its_paper_says(weighting: str) -> None:
+    """Of a network whose error on v is 1 everywhere, so that that on eps is alpha^2."""
+    schedule = cosine_schedule(1000)
+    snr = schedule.alphas_cumprod / (1 - schedule.alphas_cumprod)
+    on_v = {
+        "eps": schedule.alphas_cumprod,  # plain error on eps
+        "min_snr": np.minimum(snr, 5) / (snr + 1),  # Hang et al. 2023, section 3.4, of v
+        "soft_v": np.sqrt(schedule.alphas_cumprod),
+        "v": np.ones(1000),  # plain error on v
+    }[weighting]
+    weights = loss_weights(weighting, schedule)
+    np.testing.assert_allclose(weights * schedule.alphas_cumprod, on_v, rtol=1e-9)
+
+
+def test_the_loss_weighs_each_image_by_its_noise_level() -> None:
+    torch.manual_seed(0)
+    config = draws_config(prediction="v", loss_weighting="v")
+    schedule, t = cosine_schedule(1000), torch.tensor([10, 500, 900])
+    eps, prediction = torch.randn(2, 3, 1, 4, 4)
+    random = Draw(t, eps, torch.zeros(3, dtype=torch.bool))
+    loss = DiffusionLoss(Recorder(prediction), schedule, config)
+    actual = float(loss(torch.zeros_like(eps), torch.zeros(3, dtype=torch.int64), random))
+    errors = ((prediction - eps) ** 2).mean((1, 2, 3)).double().numpy()
+    expected = np.mean(errors / schedule.alphas_cumprod[t.numpy()])
+    assert actual == pytest.approx(expected, rel=1e-5)
 
 
 def test_the_loss_of_a_fresh_model_is_about_one(tmp_path: Path) -> None:
@@ -152,12 +181,12 @@ def test_null_is_learned_where_labels_are_dropped_and_only_there(
     share: float, learned: set[int]
 ) -> None:
     config = draws_config(batch_size=20, label_dropout=share)
-    model = DiffusionModel(config.model)
+    model = DiffusionModel(config.model, cosine_schedule(1000))
     nn.init.normal_(model.unet.conv_out.weight)
     for block in model.unet.middle:
         assert isinstance(block, ResidualBlock)
         nn.init.normal_(block.conv_out.weight)
-    loss = DiffusionLoss(model, cosine_schedule(1000), NULL)
+    loss = DiffusionLoss(model, cosine_schedule(1000), config)
     loss(torch.zeros(20, 1, 2, 2), torch.arange(20) % 10, draw(config, 1, CPU)).backward()
     gradient = model.embedding.label.weight.grad
     assert gradient is not None

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from training.disk import DiskFull
 from training.records import Records
 
 
@@ -14,13 +15,14 @@ def log_lines(folder: Path) -> list[dict[str, float]]:
     return [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
 
 
-def record(folder: Path, steps: range, *, tensorboard: bool = False) -> None:
-    """One session of a run that logs a loss of 1 / train step."""
+def record(folder: Path, steps: range, *, tensorboard: bool = False, **validation: float) -> None:
+    """One session of a run that logs a loss of 1 / train step, and measures every third."""
     start = steps.start - 1
     with Records(folder, 100, start, active=True, tensorboard=tensorboard) as records:
         for step in steps:
             records.advance()
-            records.log(step, loss=1 / step, images_per_second=50.0)
+            measured = validation if step % 3 == 0 else {}
+            records.log(step, loss=1 / step, images_per_second=50.0, **measured)
         records.save_loss_curve(folder / "loss.png")
 
 
@@ -66,6 +68,18 @@ def test_the_loss_curve_is_a_picture_with_a_curve_in_it(tmp_path: Path) -> None:
     assert coloured.any(axis=0).sum() > 0.5 * coloured.shape[1]  # from left to right
 
 
+def test_the_held_out_error_is_drawn_as_a_second_curve(tmp_path: Path) -> None:
+    record(tmp_path / "one", range(1, 30))
+    record(tmp_path / "two", range(1, 30), validation_eps_mse=0.5)
+    colours = []
+    for name in ("one", "two"):
+        with Image.open(tmp_path / name / "loss.png") as picture:
+            pixels = np.asarray(picture.convert("RGB")).astype(int)
+        blue, orange = pixels @ [-1, 0, 1] > 60, pixels @ [1, 0, -1] > 60
+        colours.append((bool(blue.any()), bool(orange.sum() > 200)))
+    assert colours == [(True, False), (True, True)]
+
+
 def test_without_a_logged_loss_there_is_no_curve(tmp_path: Path) -> None:
     record(tmp_path, range(1, 1))
     assert not (tmp_path / "loss.png").exists()
@@ -89,6 +103,25 @@ def test_the_progress_bar_shows_loss_and_images_per_second(
     shown = capsys.readouterr().err
     assert "43/100" in shown
     assert "loss 0.0233, 50 images/s" in shown
+    assert "held out" not in shown
+
+
+def test_the_progress_bar_keeps_showing_what_was_measured_last(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    record(tmp_path, range(1, 4), validation_eps_mse=0.4321)
+    capsys.readouterr()
+    record(tmp_path, range(4, 6), validation_eps_mse=0.1)  # resumed, before the next measurement
+    assert "loss 0.2000, 50 images/s, held out 0.4321" in capsys.readouterr().err
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="this system has no such device")
+def test_a_log_that_does_not_fit_is_named_in_one_line(tmp_path: Path) -> None:
+    with Records(tmp_path, 100, 0, active=True, tensorboard=False) as records:
+        (tmp_path / "log.jsonl").unlink()
+        (tmp_path / "log.jsonl").symlink_to("/dev/full")
+        with pytest.raises(DiskFull, match=f"^{tmp_path / 'log.jsonl'}: no room"):
+            records.log(1, loss=0.5, images_per_second=10.0)
 
 
 def test_other_processes_write_nothing(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -31,7 +31,7 @@ class LabelAsBrightness(DiffusionModel):
 
 
 def test_the_samples_are_one_row_per_label() -> None:
-    model = LabelAsBrightness(tiny_model_config(image_size=4))
+    model = LabelAsBrightness(tiny_model_config(image_size=4), cosine_schedule(50))
     images = draw_samples(model, cosine_schedule(50), 5, CPU)
     assert images.shape == (10 * PER_LABEL, 1, 4, 4)
     assert images.dtype == np.uint8
@@ -41,7 +41,9 @@ def test_the_samples_are_one_row_per_label() -> None:
 
 def test_the_samples_are_those_of_the_reference_loop_at_seed_zero() -> None:
     torch.manual_seed(0)
-    model = DiffusionModel(tiny_model_config(num_labels=2, image_size=8)).eval()
+    model = DiffusionModel(
+        tiny_model_config(num_labels=2, image_size=8), cosine_schedule(50)
+    ).eval()
     torch.nn.init.normal_(model.unet.conv_out.weight, std=0.1)
     schedule = cosine_schedule(50)
 

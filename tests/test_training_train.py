@@ -9,13 +9,16 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from PIL import Image
 
+from evaluation.judge import Judges
 from tests.tiny_training import (
     SAMPLE,
     TRAIN_STEPS,
@@ -25,7 +28,7 @@ from tests.tiny_training import (
 )
 from training.checkpoint import Checkpoint, load_checkpoint, newest_checkpoint
 from training.config import PRESETS, ModelConfig, TrainConfig, to_dict
-from training.datasets import DATASETS, FILES
+from training.datasets import DATASETS, FILES, Dataset, load_dataset
 from training.objective import DiffusionLoss
 from training.train import main
 
@@ -95,6 +98,8 @@ def test_help_explains_every_flag(
         (["--preset"], "--preset"),
         (["--colour", "red"], "--colour"),
         (["--schedule", "sigmoid"], "sigmoid"),
+        (["--precision", "fp16"], "fp16"),
+        (["--gradient-accumulation", "3"], "gradient_accumulation is 3; legal: divisors of batch"),
     ],
 )
 def test_a_wrong_flag_is_refused_with_exit_code_2(
@@ -125,8 +130,9 @@ def test_a_run_leaves_checkpoint_samples_curve_log_and_events(
     log = read_log(tmp_path)
     assert [line["train_step"] for line in log] == [3, 6, 9, 10]
     for line in log:
-        assert line.keys() == {
-            "train_step", "loss", "learning_rate", "epoch", "images_per_second",
+        assert line.keys() >= {
+            "train_step", "loss", "learning_rate", "epoch", "images_per_second", "progress",
+            "eta_seconds", "training_flop",
         }  # fmt: skip
         assert 0 < line["loss"] < 2
         assert line["epoch"] == pytest.approx(line["train_step"] * 8 / 500)
@@ -187,7 +193,10 @@ def test_a_checkpoint_of_another_configuration_is_refused_by_the_name_of_the_fie
     ("changes", "message"),
     [
         ({"learning_rate": 1e30}, "a lower --learning-rate"),
-        ({"image_size": 32}, "error: image_size is (32, 32); legal: (28, 28), that of the images"),
+        (
+            {"image_size": 32},
+            "error: image_size is (32, 32); legal: (28, 28), that of train-images",
+        ),
         (
             {"schedule": "linear", "num_train_timesteps": 90_000},
             "error: num_train_timesteps is 90000; legal: fewer, with the linear schedule: ",
@@ -255,6 +264,190 @@ def test_ctrl_c_before_the_first_train_step_is_no_traceback(
     monkeypatch.setattr("training.train.load_dataset", interrupted)
     assert main(tiny_flags(tmp_path)) == 130
     assert not errors(caplog)
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="this system has no such device")
+def test_a_full_disk_ends_in_one_line_and_the_checkpoints_before_it_stay(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    flags = tiny_flags(tmp_path, checkpoint_every=2)
+    path = tmp_path / "checkpoint-00000006.safetensors"
+    partial = path.with_name(path.name + ".partial")
+    partial.symlink_to("/dev/full")  # every write to it fails as on a full disk
+    assert main(flags) == 1
+    [error] = errors(caplog)
+    assert re.fullmatch(
+        rf"error: {path}: no room for its [\d,]+ bytes \(No space left on device; [\d,]+ bytes are "
+        r"free\)\. Make room and start again, with --resume if there is a checkpoint; it is whole",
+        error,
+    )
+    assert not partial.is_symlink()
+    assert not path.exists()
+    assert load_checkpoint(tmp_path / "checkpoint-00000004.safetensors").train_step == 4
+    assert main([*flags, "--resume"]) == 0  # there is room again
+    assert load_checkpoint(path.with_name(f"checkpoint-{LAST}.safetensors")).train_step == 10
+
+
+def test_too_little_memory_ends_in_one_line_that_says_what_helps(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def too_large(*_: object) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 9 GiB.\nMore text")
+
+    monkeypatch.setattr(DiffusionLoss, "forward", too_large)
+    assert main(tiny_flags(tmp_path)) == 1
+    [error] = errors(caplog)
+    assert error == (
+        "error: CUDA out of memory. Tried to allocate 9 GiB. A larger --gradient-accumulation "
+        "needs less memory"
+    )
+
+
+# --- Checks ----------------------------------------------------------------------------------
+
+
+def warnings(caplog: pytest.LogCaptureFixture) -> list[str]:
+    return [record.getMessage() for record in caplog.records if record.levelname == "WARNING"]
+
+
+def test_the_data_are_looked_over_before_the_run(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def with_a_blank(*_: object, **__: object) -> Dataset:
+        dataset = load_dataset("mnist", SAMPLE, verify=False)
+        images = dataset.train.images.copy()
+        images[7] = 0
+        return dataclasses.replace(dataset, train=dataclasses.replace(dataset.train, images=images))
+
+    monkeypatch.setattr("training.train.load_dataset", with_a_blank)
+    caplog.set_level("INFO")
+    assert main(tiny_flags(tmp_path, stop_after=1, sample_every=0)) == 0
+    assert caplog.messages[0].startswith("mnist: 500 training and 200 test images, 28 x 28; ")
+    assert warnings(caplog) == [
+        "train-images-idx3-ubyte: 1 of 500 images are blank, all pixels of one value, as in row 7"
+    ]
+
+
+@pytest.mark.parametrize(("learning_rate", "exit_code"), [(1.5e-3, 0), (1e-9, 1)])
+def test_overfitting_one_batch_says_whether_training_works(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, learning_rate: float, exit_code: int
+) -> None:
+    caplog.set_level("INFO")
+    flags = tiny_flags(
+        tmp_path,
+        overfit_one_batch=60,
+        optimizer="adamw",
+        learning_rate=learning_rate,
+        batch_size=16,
+    )
+    assert main(flags) == exit_code
+    assert caplog.messages[-1].removeprefix("error: ").startswith("one batch of 16: loss ")
+    assert len(errors(caplog)) == exit_code
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.fixture
+def ordinary_algorithms() -> Iterator[None]:
+    """Puts PyTorch's setting back."""
+    yield
+    torch.use_deterministic_algorithms(False)
+
+
+@pytest.mark.usefixtures("ordinary_algorithms")
+def test_two_deterministic_runs_are_equal_to_the_bit(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # and what main sets is taken back
+    ends = []
+    for name in ("first", "second"):
+        flags = tiny_flags(tmp_path / name, deterministic=True, dropout=0.1)
+        assert main(flags) == 0
+        ends.append(load_checkpoint(tmp_path / name / f"checkpoint-{LAST}.safetensors"))
+        torch.manual_seed(12345)
+    assert torch.are_deterministic_algorithms_enabled()
+    assert_equal_to_the_bit(*ends)
+
+
+# --- Judges ----------------------------------------------------------------------------------
+
+
+class FakeJudge:
+    """Sees the brightness of the quadrants, and reads every image as a 3."""
+
+    num_features = 4
+
+    def features(self, images: np.ndarray) -> np.ndarray:
+        return images.reshape(-1, 2, 14, 2, 14).mean(axis=(2, 4)).reshape(-1, 4)
+
+    def predict(self, images: np.ndarray) -> np.ndarray:
+        return np.full(len(images), 3)
+
+
+@pytest.fixture
+def judges(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The judges of evaluation, for the data set mnist alone."""
+
+    def load_judges(dataset: str, num_threads: int | None = None) -> Judges:
+        if dataset != "mnist":
+            raise FileNotFoundError("no judges of such clothes")
+        return Judges(FakeJudge(), (FakeJudge(), FakeJudge(), FakeJudge()))
+
+    monkeypatch.setattr("evaluation.judge.load_judges", load_judges)
+
+
+@pytest.mark.usefixtures("judges")
+def test_generated_images_are_judged_by_the_judges_of_the_data_set(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    assert main(tiny_flags(tmp_path, validate_num_images=20, validate_every=8)) == 0
+    judged = [line for line in read_log(tmp_path) if "validation_frechet" in line]
+    assert [line["train_step"] for line in judged] == [8, 10]
+    for line in judged:
+        assert line["validation_frechet"] > 0
+        assert line["validation_frechet_ratio"] > 1
+        assert line["validation_label_accuracy"] == pytest.approx(0.1)
+    assert not warnings(caplog)
+
+
+@pytest.mark.usefixtures("judges")
+@pytest.mark.parametrize(
+    ("changes", "reason"),
+    [
+        ({"dataset": "fashion_mnist"}, "no judges of such clothes"),
+        ({"num_labels": 12}, "judges take 28 x 28 pixels and 10 labels, not (28, 28) and 12"),
+    ],
+)
+def test_where_there_is_no_judge_one_line_says_so_and_the_rest_is_measured(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, changes: dict[str, Any], reason: str
+) -> None:
+    flags = tiny_flags(tmp_path, validate_num_images=20, stop_after=1, **changes)
+    assert main(flags) == 0
+    told = [text for text in warnings(caplog) if "no image of labels 10" not in text]
+    assert told == [f"validation without Frechet distance and label accuracy: {reason}"]
+    [line] = read_log(tmp_path)
+    assert "validation_eps_mse" in line
+    assert "validation_frechet" not in line
+
+
+def test_without_onnx_runtime_one_line_says_so(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delitem(sys.modules, "evaluation.judge", raising=False)
+    monkeypatch.setitem(sys.modules, "onnxruntime", None)  # import raises ImportError
+    assert main(tiny_flags(tmp_path, validate_num_images=20, stop_after=1)) == 0
+    [warning] = warnings(caplog)
+    assert warning.startswith("validation without Frechet distance and label accuracy: import of")
+
+
+def test_the_best_cannot_be_selected_by_what_nobody_measures(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delitem(sys.modules, "evaluation.judge", raising=False)
+    monkeypatch.setitem(sys.modules, "onnxruntime", None)
+    assert main(tiny_flags(tmp_path, validate_num_images=20, select_by="frechet")) == 1
+    [error] = errors(caplog)
+    assert error.startswith("error: select_by is frechet; legal: eps_mse, as there is no judge: ")
+    assert not list(tmp_path.iterdir())
 
 
 # --- Stops -----------------------------------------------------------------------------------

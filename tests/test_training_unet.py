@@ -2,11 +2,13 @@
 
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
+from diffusion.schedule import cosine_schedule
 from tests.tiny_training import tiny_model_config, tiny_trainer
 from training.config import PRESETS
 from training.model import DiffusionModel
@@ -19,7 +21,12 @@ SHAPES: list[dict[str, Any]] = [
     {"image_channels": 3, "image_size": 32},
     {"blocks_per_resolution": 2, "middle_blocks": 2},
     {"dropout": 0.5},
+    {"patch_size": 2},
+    {"patch_size": 2, "image_channels": 3, "image_size": 32, "prediction": "v"},
+    {"prediction": "v"},
+    {"prediction": "residual_eps"},
 ]
+SCHEDULE = cosine_schedule(1000)
 
 
 def inputs(batch: int, channels: int = 1, size: int = 28) -> tuple[Tensor, Tensor, Tensor]:
@@ -38,18 +45,21 @@ def randomise(module: torch.nn.Module) -> None:
 
 
 @pytest.mark.parametrize("shape", SHAPES)
-def test_a_fresh_model_predicts_zero(shape: dict[str, Any]) -> None:
+def test_the_last_convolution_of_a_fresh_model_gives_zero(shape: dict[str, Any]) -> None:
     config = tiny_model_config(**shape)
     x_t, t, label = inputs(3, config.image_channels, config.image_size)
-    eps = DiffusionModel(config)(x_t, t, label)
+    eps = DiffusionModel(config, SCHEDULE)(x_t, t, label)
     assert eps.shape == x_t.shape
-    assert not eps.any()
+    # eps = sigma x_t + alpha v, with v = 0
+    sigma = torch.tensor(SCHEDULE.sigma, dtype=torch.float32)[t, None, None, None]
+    expected = torch.zeros_like(x_t) if config.prediction == "eps" else sigma * x_t
+    torch.testing.assert_close(eps, expected)
 
 
 @pytest.mark.parametrize("shape", SHAPES)
 def test_every_parameter_takes_part(shape: dict[str, Any]) -> None:
     config = tiny_model_config(**shape)
-    model = DiffusionModel(config)
+    model = DiffusionModel(config, SCHEDULE)
     randomise(model)
     model(*inputs(22, config.image_channels, config.image_size)).square().mean().backward()
     idle = [n for n, p in model.named_parameters() if p.grad is None or not p.grad.any()]
@@ -91,8 +101,37 @@ def test_attention_is_a_softmax_of_scaled_products_per_head() -> None:
     torch.testing.assert_close(actual, expected, rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.parametrize(("prediction", "of_network"), [("v", SCHEDULE.alpha), ("residual_eps", 1)])
+def test_eps_is_made_of_x_t_and_what_the_last_convolution_gives(
+    prediction: str, of_network: Any
+) -> None:
+    """Where v = alpha eps - sigma x_0 is right, so is eps: Salimans and Ho 2022, appendix D."""
+    model = DiffusionModel(tiny_model_config(prediction=prediction), SCHEDULE).eval()
+    nn.init.zeros_(model.unet.conv_out.weight)
+    nn.init.constant_(model.unet.conv_out.bias, 0.3)  # so v, or the residual, is 0.3 everywhere
+    x_t, t, label = inputs(5)
+    with torch.no_grad():
+        eps = model(x_t, t, label).double().numpy()
+    sigma = SCHEDULE.sigma[t.numpy(), None, None, None]
+    scale = np.broadcast_to(of_network, 1000)[t.numpy(), None, None, None]
+    np.testing.assert_allclose(eps, sigma * x_t.numpy() + 0.3 * scale, rtol=1e-5, atol=1e-6)
+
+
+def test_a_patch_is_a_square_of_neighbouring_pixels() -> None:
+    unet = UNet(tiny_model_config(patch_size=2, attention=False)).eval()
+    seen: list[Tensor] = []
+    unet.conv_in.register_forward_pre_hook(lambda _module, given: seen.append(given[0]))
+    x_t = torch.zeros(1, 1, 28, 28)
+    x_t[0, 0, 5, 9] = 1
+    with torch.no_grad():
+        unet(x_t, torch.zeros(1, 16))
+    assert seen[0].shape == (1, 4, 14, 14)
+    assert seen[0][0, :, 2, 4].tolist() == [0, 0, 0, 1]  # row 5 is odd, column 9 is odd
+    assert seen[0].sum() == 1
+
+
 def test_a_row_does_not_depend_on_the_others() -> None:
-    model = DiffusionModel(tiny_model_config()).eval()
+    model = DiffusionModel(tiny_model_config(), SCHEDULE).eval()
     randomise(model)
     x_t, t, label = inputs(5)
     with torch.no_grad():
@@ -126,7 +165,7 @@ def test_the_label_and_null_matter_after_a_few_train_steps(tmp_path: Any) -> Non
 def test_a_network_call_of_a_preset_costs_what_is_written(
     preset: str, multiply_adds: float
 ) -> None:
-    model = DiffusionModel(PRESETS[preset].model).eval()
+    model = DiffusionModel(PRESETS[preset].model, SCHEDULE).eval()
     with torch.no_grad(), FlopCounterMode(display=False) as counter:
         model(*inputs(1))
     assert counter.get_total_flops() / 2 == pytest.approx(multiply_adds, rel=0.02)

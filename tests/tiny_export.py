@@ -10,6 +10,7 @@ import onnx
 import torch
 from onnx import numpy_helper
 
+from diffusion.schedule import cosine_schedule
 from export.graphs import Graphs, export_graphs
 from tests.tiny_training import tiny_config
 from training.checkpoint import Checkpoint, ema_model, save_checkpoint
@@ -33,7 +34,7 @@ def random_model(config: ModelConfig, seed: int = 0) -> DiffusionModel:
     """
     torch.set_num_threads(1)  # more only wait for each other on a network this small
     torch.manual_seed(seed)
-    model = DiffusionModel(config).eval().requires_grad_(False)
+    model = DiffusionModel(config, cosine_schedule(20)).eval().requires_grad_(False)
     for parameter in model.parameters():
         parameter.add_(torch.randn_like(parameter), alpha=0.05)
     model.unet.get_parameter("conv_out.weight").mul_(4.0)

@@ -12,7 +12,7 @@ from training.checkpoint import Checkpoint
 from training.config import ModelConfig, TrainConfig
 from training.datasets import Dataset, Split, load_dataset
 from training.device import Processes, resolve_placement
-from training.loop import Trainer
+from training.trainer import Trainer
 
 SAMPLE = Path(__file__).resolve().parent / "data" / "mnist-sample"
 
@@ -35,6 +35,7 @@ TINY_RUN: dict[str, Any] = {
     "num_threads": 1,
     "log_every": 1,
     "sample_num_steps": 1,
+    "validate_num_images": 0,
     "tensorboard": False,
 }
 TRAIN_STEPS = 10

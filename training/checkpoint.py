@@ -4,7 +4,9 @@ Written to a temporary name and renamed, so that a file under its final name is 
 """
 
 import json
-import os
+import zlib
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,7 +17,9 @@ from safetensors.torch import save
 from torch import Tensor
 
 from training.config import FREE_ON_RESUME, TrainConfig, from_dict, to_dict
+from training.disk import write_atomically
 from training.model import DiffusionModel
+from training.schedule import make_schedule
 
 FORMAT_VERSION = 1
 
@@ -37,7 +41,11 @@ class Checkpoint:
 
 
 def save_checkpoint(checkpoint: Checkpoint, path: Path) -> None:
-    """Write ``path`` atomically."""
+    """Write ``path`` atomically.
+
+    Raises:
+        DiskFull: it does not fit; nothing of it is left behind.
+    """
     tensors = {
         f"{part}/{name}": tensor.detach().cpu().contiguous()
         for part, state in (
@@ -52,14 +60,17 @@ def save_checkpoint(checkpoint: Checkpoint, path: Path) -> None:
         "train_step": str(checkpoint.train_step),
         "config": json.dumps(to_dict(checkpoint.config)),
         "provenance": json.dumps(checkpoint.provenance),
+        "crc32": crc32(tensors),
     }
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(path.name + ".partial")
-    with partial.open("wb") as stream:
-        stream.write(save(tensors, header))
-        stream.flush()
-        os.fsync(stream.fileno())
-    partial.replace(path)
+    write_atomically(path, save(tensors, header))
+
+
+def crc32(tensors: dict[str, Tensor]) -> str:
+    """Checksum of all numbers, in hexadecimal: safetensors itself notices a wrong length only."""
+    value = 0
+    for name in sorted(tensors):
+        value = zlib.crc32(tensors[name].reshape(-1).view(torch.uint8).numpy().data, value)
+    return f"{value:08x}"
 
 
 def load_checkpoint(path: Path) -> Checkpoint:
@@ -71,23 +82,45 @@ def load_checkpoint(path: Path) -> Checkpoint:
     if not path.is_file():
         raise CheckpointError(f"{path}: no such checkpoint")
     states: dict[str, dict[str, Tensor]] = {"model": {}, "ema": {}, "optimizer": {}}
+    with _opened(path) as (opened, header):
+        tensors = {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118
+        for name, tensor in tensors.items():
+            part, _, rest = name.partition("/")
+            states[part][rest] = tensor
+        config = from_dict(json.loads(header["config"]))
+        provenance = json.loads(header["provenance"])
+        train_step = int(header["train_step"])
+        # Of the first version, or by another program: no checksum.
+        if header.get("crc32", found := crc32(tensors)) != found:
+            raise ValueError("the checksum of its numbers is another")
+    return Checkpoint(
+        config, train_step, states["model"], states["ema"], states["optimizer"], provenance
+    )
+
+
+def read_provenance(path: Path) -> dict[str, Any]:
+    """The provenance alone, which stands in the header.
+
+    Raises:
+        CheckpointError: as ``load_checkpoint``, as far as the header shows it.
+    """
+    with _opened(path) as (_, header):
+        provenance: dict[str, Any] = json.loads(header["provenance"])
+    return provenance
+
+
+@contextmanager
+def _opened(path: Path) -> Iterator[tuple[Any, dict[str, str]]]:
+    """The file and its header; what the body raises on bad contents becomes a CheckpointError."""
     try:
         with safe_open(path, framework="pt") as opened:
             header = opened.metadata() or {}
             if header.get("format_version") != str(FORMAT_VERSION):
                 found = header.get("format_version", "none")
                 raise CheckpointError(f"{path}: format version {found}, expected {FORMAT_VERSION}")
-            for name in opened.keys():  # noqa: SIM118 - not a dict
-                part, _, rest = name.partition("/")
-                states[part][rest] = opened.get_tensor(name)
-            config = from_dict(json.loads(header["config"]))
-            provenance = json.loads(header["provenance"])
-            train_step = int(header["train_step"])
+            yield opened, header
     except (SafetensorError, KeyError, TypeError, ValueError) as error:
         raise CheckpointError(f"{path}: not a whole checkpoint of this project: {error}") from error
-    return Checkpoint(
-        config, train_step, states["model"], states["ema"], states["optimizer"], provenance
-    )
 
 
 def newest_checkpoint(folder: Path) -> Path | None:
@@ -121,7 +154,7 @@ def require_same_run(saved: TrainConfig, asked: TrainConfig) -> None:
 
 def ema_model(checkpoint: Checkpoint) -> DiffusionModel:
     """The network with the EMA weights, on the CPU, in eval mode: what gets exported."""
-    model = DiffusionModel(checkpoint.config.model)
+    model = DiffusionModel(checkpoint.config.model, make_schedule(checkpoint.config))
     model.load_state_dict(checkpoint.ema_state)
     return model.eval().requires_grad_(False)
 

@@ -21,6 +21,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from training import idx
+from training.disk import write_atomically
 
 logger = logging.getLogger(__name__)
 
@@ -163,9 +164,8 @@ def load_dataset(
             failures.append(f"  {source}: {error}")
             logger.info("%s did not serve: %s", source, error)
             continue
-        folder.mkdir(parents=True, exist_ok=True)
         for file_name, content in files.items():
-            (folder / file_name).write_bytes(content)
+            write_atomically(folder / file_name, content)
         logger.info("%s: kept in %s", name, folder)
         return _assemble(files, info)
     raise DatasetError(

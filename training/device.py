@@ -46,6 +46,17 @@ def resolve_placement(config: TrainConfig, local_rank: int = 0) -> Placement:
     )
 
 
+def be_deterministic() -> None:
+    """Have PyTorch use deterministic algorithms only, in this process, before its first CUDA call.
+
+    An operation that has none raises RuntimeError; the network here has no such operation.
+    """
+    # cuBLAS is deterministic with a workspace of fixed size only, which it reads at its start.
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+    torch.use_deterministic_algorithms(True)
+    torch.backends.cudnn.benchmark = False
+
+
 def _has_bf16(device: torch.device) -> bool:
     if device.type == "cuda":
         return torch.cuda.is_bf16_supported(including_emulation=False)
@@ -82,23 +93,38 @@ class Processes:
 
     def any(self, flag: bool, device: torch.device) -> bool:
         """Whether the flag is set in any process, so that all of them stop at the same step."""
+        return bool(self._highest(int(flag), device))
+
+    def agree(self, number: int, device: torch.device) -> bool:
+        """Whether the number is the same in all processes; its size is below 2**62."""
+        return self._highest(number, device) == -self._highest(-number, device)
+
+    def _highest(self, number: int, device: torch.device) -> int:
         if self.world_size == 1:
-            return flag
-        value = torch.tensor(float(flag), device=device)
+            return number
+        value = torch.tensor(number, dtype=torch.int64, device=device)
         dist.all_reduce(value, op=dist.ReduceOp.MAX)
-        return bool(value.item())
+        return int(value.item())
 
 
 def join_processes(config: TrainConfig) -> Processes:
     """Join the process group that ``torchrun`` describes in the environment, if there is one.
 
     Raises:
-        ValueError: batch_size does not divide by the number of processes.
+        ValueError: batch_size does not divide by the number of processes, and that by the number
+            of micro-batches; or there are several, and a mode of one process was asked for.
     """
     world_size = int(os.environ.get("WORLD_SIZE", "1"))
-    if config.batch_size % world_size:
+    accumulation = config.gradient_accumulation
+    if config.batch_size % (world_size * accumulation):
+        times = f" times gradient_accumulation, {accumulation}" if accumulation > 1 else ""
         raise ValueError(
             f"batch_size is {config.batch_size}; legal: multiples of the {world_size} processes"
+            + times
+        )
+    if world_size > 1 and config.overfit_one_batch:
+        raise ValueError(
+            f"overfit_one_batch is {config.overfit_one_batch}; legal: 0, with more than one process"
         )
     if world_size == 1:
         return Processes()
@@ -111,12 +137,13 @@ def join_processes(config: TrainConfig) -> Processes:
 
 
 @contextmanager
-def main_process_first(processes: Processes) -> Iterator[None]:
-    """Let the main process run the body before the others do."""
-    if processes.world_size > 1 and not processes.is_main:
+def one_process_first(processes: Processes) -> Iterator[None]:
+    """Let one process on each machine run the body before the others there do."""
+    is_first = processes.local_rank == 0
+    if processes.world_size > 1 and not is_first:
         dist.barrier()
     yield
-    if processes.world_size > 1 and processes.is_main:
+    if processes.world_size > 1 and is_first:
         dist.barrier()
 
 

@@ -45,10 +45,20 @@ class ConditionEmbedding(nn.Module):
     Args:
         num_labels: number of classes, without null.
         sinusoidal_width: D of the sinusoidal embedding.
-        width: E, the number of output features.
+        width: features that are learned.
+        output_scales: float32 [T, 2], two more features per timestep, handed through as they are:
+            how x_t and the last convolution make up eps (UNet). E is ``width``, plus 2 with them.
     """
 
-    def __init__(self, num_labels: int, sinusoidal_width: int, width: int) -> None:
+    output_scales: Tensor
+
+    def __init__(
+        self,
+        num_labels: int,
+        sinusoidal_width: int,
+        width: int,
+        output_scales: Tensor | None = None,
+    ) -> None:
         super().__init__()
         self.sinusoidal = SinusoidalPositionEmbedding(sinusoidal_width)
         self.mlp = nn.Sequential(
@@ -56,7 +66,14 @@ class ConditionEmbedding(nn.Module):
         )
         self.label = nn.Embedding(num_labels + 1, width)
         self.activation = nn.SiLU()
+        self.has_output_scales = output_scales is not None
+        if output_scales is not None:
+            # Recomputed from the schedule, like the sinusoid's frequencies: never in a checkpoint.
+            self.register_buffer("output_scales", output_scales, persistent=False)
 
     def forward(self, t: Tensor, label: Tensor) -> Tensor:
         """t, label: [B] int64, label in 0..num_labels. Returns emb: [B, E]."""
-        return self.activation(self.mlp(self.sinusoidal(t)) + self.label(label))
+        emb = self.activation(self.mlp(self.sinusoidal(t)) + self.label(label))
+        if self.has_output_scales:
+            emb = torch.cat([emb, self.output_scales[t]], dim=1)
+        return emb

@@ -33,7 +33,11 @@ def decode(content: bytes, name: str) -> NDArray[np.uint8]:
     """
     content = decompress(content, name)
     if len(content) < 4 or content[:2] != b"\0\0" or content[2] != UINT8:
-        raise ValueError(f"{name}: not an IDX file of uint8")
+        found = content[:4].hex(" ") or "nothing"
+        raise ValueError(
+            f"{name}: not an IDX file of uint8: it starts with {found}; legal: 00 00 08 and the "
+            "number of dimensions"
+        )
     start = 4 + 4 * content[3]  # of the data, after one length per dimension
     if len(content) < start:
         raise ValueError(f"{name}: the header is cut short at {len(content)} of {start} bytes")

@@ -6,10 +6,11 @@ bit, and each process of a distributed run draws the global batch's numbers and 
 
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
-from diffusion.schedule import Schedule
+from diffusion.schedule import FloatArray, Schedule
 from training.config import TrainConfig
 
 
@@ -39,20 +40,23 @@ def draw(config: TrainConfig, train_step: int, device: torch.device) -> Draw:
 
 
 class DiffusionLoss(nn.Module):
-    """Mean squared error between eps and its prediction.
+    """Mean squared error between eps and its prediction, weighted by noise level.
 
     A module around the model, so that DistributedDataParallel sees one forward call.
     """
 
     alpha: Tensor
     sigma: Tensor
+    weight: Tensor
 
-    def __init__(self, model: nn.Module, schedule: Schedule, null_label: int) -> None:
+    def __init__(self, model: nn.Module, schedule: Schedule, config: TrainConfig) -> None:
         super().__init__()
         self.model = model
-        self.null_label = null_label
+        self.null_label = config.model.num_labels
         self.register_buffer("alpha", torch.tensor(schedule.alpha, dtype=torch.float32))
         self.register_buffer("sigma", torch.tensor(schedule.sigma, dtype=torch.float32))
+        weight = loss_weights(config.loss_weighting, schedule)
+        self.register_buffer("weight", torch.tensor(weight, dtype=torch.float32))
 
     def forward(self, x_0: Tensor, label: Tensor, random: Draw) -> Tensor:
         """x_0: [B, C, H, W] in [-1, 1]; label: [B] int64. Returns the scalar loss, float32."""
@@ -61,4 +65,15 @@ class DiffusionLoss(nn.Module):
         x_t = alpha * x_0 + sigma * random.eps  # Ho et al. Eq. 4
         label = label.masked_fill(random.drop_label, self.null_label)
         prediction = self.model(x_t, random.t, label)
-        return (prediction.float() - random.eps).square().mean()  # Ho et al. Eq. 14
+        error = (prediction.float() - random.eps).square().mean((1, 2, 3))  # Ho et al. Eq. 14
+        return (self.weight[random.t] * error).mean()
+
+
+def loss_weights(weighting: str, schedule: Schedule) -> FloatArray:
+    """Weight of the squared error on eps at each timestep, float64 [T]."""
+    alpha = schedule.alpha
+    if weighting == "min_snr":
+        snr = np.exp(schedule.log_snr)
+        return np.minimum(snr, 5.0) / snr  # Hang et al. 2023, section 3.4, gamma = 5
+    # Of a network that gives v the error on eps is alpha^2 times that on v.
+    return alpha ** {"eps": 0.0, "soft_v": -1.0, "v": -2.0}[weighting]

@@ -12,16 +12,29 @@ import tyro
 
 from training.checkpoint import CheckpointError
 from training.config import PRESETS, TrainConfig, to_dict
-from training.datasets import DatasetError, load_dataset
+from training.data_checks import look_over, require_fit
+from training.datasets import Dataset, DatasetError, load_dataset
 from training.device import (
+    Processes,
+    be_deterministic,
     join_processes,
     leave_processes,
-    main_process_first,
+    one_process_first,
     resolve_placement,
 )
-from training.loop import Interrupted, TrainingDiverged, train
+from training.judgement import Judgement
+from training.loop import train
+from training.sanity import OverfitFailed, overfit_one_batch
+from training.stopping import Interrupted
+from training.trainer import TrainingDiverged
+from training.validation import Judge
 
 logger = logging.getLogger("training")
+
+EXPECTED = (
+    CheckpointError, DatasetError, OSError, OverfitFailed, TrainingDiverged, ValueError,
+)  # fmt: skip
+"""What ends a run with one line instead of a traceback."""
 
 
 def parse_arguments(arguments: Sequence[str]) -> TrainConfig:
@@ -44,6 +57,69 @@ def parse_arguments(arguments: Sequence[str]) -> TrainConfig:
     )
 
 
+def find_judge(config: TrainConfig, dataset: Dataset) -> Judge | None:
+    """Who judges the images that validation draws: evaluation's judges of the same data set.
+
+    Returns:
+        None, and one warning says why, if there are none, or they are not made for such images.
+
+    Raises:
+        ValueError: best.safetensors is to be selected by what they would say.
+    """
+    if not config.validate_num_images:
+        return None
+    shape, num_labels = dataset.train.images.shape[1:], config.model.num_labels
+    if shape != (28, 28) or num_labels != 10:
+        _say_why_unjudged(
+            config, f"judges take 28 x 28 pixels and 10 labels, not {shape} and {num_labels}"
+        )
+        return None
+    try:
+        # The one place where training looks at evaluation, and it does so only when asked to.
+        from evaluation.frechet import frechet_distance
+        from evaluation.judge import load_judges
+
+        judges = load_judges(config.dataset, num_threads=config.num_threads or None)
+    except (ImportError, OSError, ValueError) as error:
+        _say_why_unjudged(config, str(error))
+        return None
+    readers = [judge.predict for judge in judges.labels]
+    return Judgement(dataset, judges.features.features, readers, frechet_distance)
+
+
+def _say_why_unjudged(config: TrainConfig, reason: str) -> None:
+    if config.select_by == "frechet":
+        raise ValueError(f"select_by is frechet; legal: eps_mse, as there is no judge: {reason}")
+    logger.warning("validation without Frechet distance and label accuracy: %s", reason)
+
+
+def run(config: TrainConfig, processes: Processes) -> None:
+    """Load the data and do what ``config`` says."""
+    if config.num_threads:
+        torch.set_num_threads(config.num_threads)
+    if config.deterministic:
+        be_deterministic()
+    placement = resolve_placement(config, processes.local_rank)
+    with one_process_first(processes):  # it fetches, the others find the files
+        dataset = load_dataset(config.dataset, config.data_dir, verify=not config.allow_other_data)
+    require_fit(config, dataset)
+    judge = None
+    if processes.is_main:
+        report = look_over(dataset, config.model.num_labels)
+        logger.info("%s: %s", config.dataset, report.summary)
+        for warning in report.warnings:
+            logger.warning("%s", warning)
+        logger.info("training %s on %s", config.preset, placement)
+    if config.overfit_one_batch:
+        overfit_one_batch(config, dataset, placement)
+        return
+    if processes.is_main:
+        judge = find_judge(config, dataset)
+    path = train(config, dataset, placement, processes, judge)
+    if processes.is_main:
+        logger.info("done: %s", path)
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     """Command line. Returns the exit code: 0 trained to the end, 1 an error, 128 + n signal n."""
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
@@ -57,18 +133,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         logger.error("error: %s", error)
         return 1
     try:
-        if config.num_threads:
-            torch.set_num_threads(config.num_threads)
-        placement = resolve_placement(config, processes.local_rank)
-        with main_process_first(processes):  # it fetches, the others find the files
-            dataset = load_dataset(
-                config.dataset, config.data_dir, verify=not config.allow_other_data
-            )
-        if processes.is_main:
-            logger.info("training %s on %s", config.preset, placement)
-        path = train(config, dataset, placement, processes)
-        if processes.is_main:
-            logger.info("done: %s", path)
+        run(config, processes)
         return 0
     except Interrupted as error:
         if processes.is_main:
@@ -76,11 +141,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 128 + error.signal_number
     except KeyboardInterrupt:  # before the first train step, or twice
         return 128 + signal.SIGINT
-    except (CheckpointError, DatasetError, OSError, TrainingDiverged, ValueError) as error:
+    except torch.OutOfMemoryError as error:
+        first_line = str(error).partition("\n")[0]
+        logger.error("error: %s A larger --gradient-accumulation needs less memory", first_line)
+    except EXPECTED as error:
         logger.error("error: %s", error)
-        return 1
     finally:
         leave_processes(processes)
+    return 1
 
 
 if __name__ == "__main__":

@@ -87,12 +87,15 @@ class UNet(nn.Module):
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
         emb, groups, dropout = config.embedding_width, config.groups, config.dropout
+        self.embedding_width, self.patch_size = config.embedding_width, config.patch_size
+        self.predicts_eps = config.prediction == "eps"
+        pixels = config.image_channels * config.patch_size**2
 
         def block(in_channels: int, out_channels: int) -> ResidualBlock:
             return ResidualBlock(in_channels, out_channels, emb, groups, dropout)
 
         widths, depth = config.widths, config.blocks_per_resolution
-        self.conv_in = nn.Conv2d(config.image_channels, widths[0], 3, padding=1)
+        self.conv_in = nn.Conv2d(pixels, widths[0], 3, padding=1)
         self.down = nn.ModuleList()  # one Stage per resolution, finest first
         self.downsample = nn.ModuleList()  # between resolutions: strided convolution
         self.upsample = nn.ModuleList()  # between resolutions: 1x1 convolution, then nearest
@@ -114,11 +117,16 @@ class UNet(nn.Module):
             else None
         )
         self.norm_out = nn.GroupNorm(groups, widths[0])
-        self.conv_out = zero_initialised(nn.Conv2d(widths[0], config.image_channels, 3, padding=1))
+        self.conv_out = zero_initialised(nn.Conv2d(widths[0], pixels, 3, padding=1))
 
     def forward(self, x_t: Tensor, emb: Tensor) -> Tensor:
-        """x_t: [B, C, H, W], H and W multiples of 4; emb: [B, E]. Returns eps: [B, C, H, W]."""
-        h = self.conv_in(x_t)
+        """x_t: [B, C, H, W]; emb: [B, E]. Returns eps: [B, C, H, W].
+
+        H and W are multiples of patch_size * 2^(number of resolutions - 1).
+        """
+        output_scales = emb[:, self.embedding_width :, None, None, None]
+        emb = emb[:, : self.embedding_width]
+        h = self.conv_in(F.pixel_unshuffle(x_t, self.patch_size) if self.patch_size > 1 else x_t)
         skips: list[Tensor] = []
         for stage, downsample in zip(self.down, self.downsample, strict=True):
             h = stage(h, emb)
@@ -132,4 +140,9 @@ class UNet(nn.Module):
             # 1x1 before the upsampling: a quarter of the multiply-adds of the other order.
             h = F.interpolate(self.upsample[i](h), scale_factor=2.0, mode="nearest")
             h = self.up[i](torch.cat([h, skips[i]], dim=1), emb)
-        return self.conv_out(F.silu(self.norm_out(h)))
+        h = self.conv_out(F.silu(self.norm_out(h)))
+        if self.patch_size > 1:
+            h = F.pixel_shuffle(h, self.patch_size)
+        if self.predicts_eps:
+            return h
+        return output_scales[:, 0] * x_t + output_scales[:, 1] * h

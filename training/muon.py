@@ -1,0 +1,164 @@
+"""Muon for the convolutions, AdamW for all other parameters, as one optimiser.
+
+Muon (Jordan et al. 2024, "Muon: An optimizer for hidden layers in neural networks") makes every
+update of a weight matrix orthogonal: all directions move equally far, the ones with small gradients
+too. PyTorch's own (torch.optim.Muon) takes two-dimensional parameters only, which convolutions are
+not, and orthogonalises in bfloat16, which many CPUs emulate.
+"""
+
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.optim.adamw import adamw
+
+from training.config import TrainConfig
+
+NEWTON_SCHULZ_STEPS = 5
+_COEFFICIENTS = (3.4445, -4.7750, 2.0315)
+"""Of the quintic that drives singular values toward 1 (Jordan et al. 2024)."""
+SMALLEST_SIDE = 16
+"""Kernels from or to fewer channels, the first and the last of the network, stay with AdamW."""
+
+
+def orthogonalise(matrix: Tensor) -> Tensor:
+    """U V^T of the singular value decomposition U S V^T, roughly: singular values in 0.7 .. 1.2.
+
+    Newton-Schulz iteration, products of matrices only (Jordan et al. 2024).
+
+    Args:
+        matrix: [rows, columns] float32, not zero throughout.
+    """
+    a, b, c = _COEFFICIENTS
+    wide = matrix if matrix.shape[0] <= matrix.shape[1] else matrix.T
+    x = wide / (wide.norm() + 1e-7)
+    for _ in range(NEWTON_SCHULZ_STEPS):
+        gram = x @ x.T
+        x = torch.addmm(x, torch.addmm(gram, gram, gram, beta=b, alpha=c), x, beta=a)
+    return x if matrix.shape[0] <= matrix.shape[1] else x.T
+
+
+def is_hidden_kernel(parameter: Tensor) -> bool:
+    """Whether Muon takes it: the kernel of a convolution between hidden layers."""
+    return parameter.ndim == 4 and min(parameter.shape[:2]) >= SMALLEST_SIDE
+
+
+class Muon(torch.optim.Optimizer):
+    """Muon for hidden convolution kernels, AdamW (Loshchilov and Hutter 2019) for the rest.
+
+    A kernel [out, in, h, w] is the matrix [out, h*w*in]. Each group's learning rate starts at the
+    value given and stands in ``group["initial_lr"]`` for whoever schedules ``group["lr"]``.
+
+    Args:
+        parameters: all of the model's; float32.
+        learning_rate: of AdamW.
+        muon_learning_rate: of Muon: how far every direction of a kernel moves in one step, for
+            kernels with fewer rows than columns; taller ones move by sqrt(rows / columns) more.
+        betas: AdamW's.
+        weight_decay: AdamW's, relative to its learning rate. Muon's kernels have none.
+        momentum: of Muon's Nesterov momentum.
+    """
+
+    def __init__(
+        self,
+        parameters: Iterable[nn.Parameter],
+        *,
+        learning_rate: float,
+        muon_learning_rate: float,
+        betas: tuple[float, float],
+        weight_decay: float,
+        momentum: float = 0.95,
+    ) -> None:
+        kernels: list[nn.Parameter] = []
+        others: list[nn.Parameter] = []
+        for parameter in parameters:
+            (kernels if is_hidden_kernel(parameter) else others).append(parameter)
+        defaults = {"betas": betas, "weight_decay": weight_decay, "momentum": momentum}
+        groups = [
+            {"params": params, "lr": rate, "initial_lr": rate, "muon": muon}
+            for params, rate, muon in (
+                (kernels, muon_learning_rate, True),
+                (others, learning_rate, False),
+            )
+            if params
+        ]
+        super().__init__(groups, defaults)
+
+    @torch.no_grad()
+    def step(self, closure: Callable[[], float] | None = None) -> None:  # type: ignore[override]
+        """Update every parameter that has a gradient. ``closure`` is not supported."""
+        if closure is not None:
+            raise ValueError("Muon takes no closure")
+        for group in self.param_groups:
+            parameters = [p for p in group["params"] if p.grad is not None]
+            if group["muon"]:
+                for parameter in parameters:
+                    self._step_kernel(parameter, group)
+            elif parameters:
+                self._step_others(parameters, group)
+
+    def _step_kernel(self, kernel: Tensor, group: dict[str, Any]) -> None:
+        state = self.state[kernel]
+        if not state:
+            state["momentum_buffer"] = torch.zeros_like(kernel)
+        gradient, momentum = kernel.grad, state["momentum_buffer"]
+        assert gradient is not None
+        momentum.lerp_(gradient, 1 - group["momentum"])
+        nesterov = gradient.lerp(momentum, group["momentum"])
+        out, channels, height, width = kernel.shape
+        # In this order a channels_last kernel is a matrix as it lies.
+        update = orthogonalise(nesterov.permute(0, 2, 3, 1).reshape(out, -1))
+        columns = channels * height * width
+        scale = max(1.0, out / columns) ** 0.5
+        update = update.reshape(out, height, width, channels).permute(0, 3, 1, 2)
+        kernel.add_(update, alpha=-group["lr"] * scale)
+
+    def _step_others(self, parameters: list[Tensor], group: dict[str, Any]) -> None:
+        for parameter in parameters:
+            state = self.state[parameter]
+            if not state:
+                state["step"] = torch.zeros((), device=parameter.device)
+                state["exp_avg"] = torch.zeros_like(parameter)
+                state["exp_avg_sq"] = torch.zeros_like(parameter)
+        states = [self.state[parameter] for parameter in parameters]
+        beta1, beta2 = group["betas"]
+        adamw(
+            parameters,
+            [parameter.grad for parameter in parameters if parameter.grad is not None],
+            [state["exp_avg"] for state in states],
+            [state["exp_avg_sq"] for state in states],
+            [],
+            [state["step"] for state in states],
+            fused=True,
+            amsgrad=False,
+            beta1=beta1,
+            beta2=beta2,
+            lr=group["lr"],
+            weight_decay=group["weight_decay"],
+            eps=1e-8,
+            maximize=False,
+        )
+
+
+def make_optimizer(config: TrainConfig, model: nn.Module) -> torch.optim.Optimizer:
+    """The optimiser that the configuration names; AdamW's is the last parameter group."""
+    betas = (config.adam_beta1, config.adam_beta2)
+    if config.optimizer == "muon":
+        return Muon(
+            model.parameters(),
+            learning_rate=config.learning_rate,
+            muon_learning_rate=config.muon_learning_rate,
+            betas=betas,
+            weight_decay=config.weight_decay,
+        )
+    optimizer = torch.optim.AdamW(
+        model.parameters(),
+        lr=config.learning_rate,
+        betas=betas,
+        weight_decay=config.weight_decay,
+        fused=True,
+    )
+    for group in optimizer.param_groups:
+        group["initial_lr"] = group["lr"]
+    return optimizer
