@@ -30,7 +30,7 @@ from training.checkpoint import Checkpoint, load_checkpoint, newest_checkpoint
 from training.config import PRESETS, ModelConfig, TrainConfig, to_dict
 from training.datasets import DATASETS, FILES, Dataset, load_dataset
 from training.objective import DiffusionLoss
-from training.train import main
+from training.train import find_judge, main
 
 LAST = f"{TRAIN_STEPS:08d}"
 
@@ -407,6 +407,17 @@ def test_generated_images_are_judged_by_the_judges_of_the_data_set(
         assert line["validation_frechet_ratio"] > 1
         assert line["validation_label_accuracy"] == pytest.approx(0.1)
     assert not warnings(caplog)
+
+
+def test_the_judges_that_evaluation_ships_know_real_digits() -> None:
+    digits = load_dataset("mnist", SAMPLE, verify=False)
+    judge = find_judge(TrainConfig(num_threads=1), digits)
+    assert judge is not None
+    images, labels = digits.test.images[:, None], digits.test.labels.astype(np.int64)
+    found = judge(images, labels)
+    assert found["label_accuracy"] > 0.98
+    assert found["frechet_ratio"] == 1
+    assert judge(255 - images, labels)["frechet_ratio"] > 10
 
 
 @pytest.mark.usefixtures("judges")

@@ -9,11 +9,6 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from training.batches import (  # noqa: F401 - moved; scripts still look here
-    batch_indices,
-    learning_rate_factor,
-    total_train_steps,
-)
 from training.checkpoint import CheckpointError, checkpoint_path, ema_model, save_checkpoint
 from training.config import TrainConfig
 from training.cost import remaining_seconds, training_flop
