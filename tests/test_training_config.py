@@ -45,7 +45,7 @@ MODEL_OUT_OF_RANGE: list[tuple[str, Any, str]] = [
 ]
 
 TRAIN_OUT_OF_RANGE: list[tuple[str, Any, str]] = [
-    ("preset", "huge", "tiny, base"),
+    ("preset", "huge", "tiny, small, base"),
     ("dataset", "cifar", "mnist, fashion_mnist"),
     ("epochs", 0.0, "above 0, finite"),
     ("epochs", math.inf, "above 0, finite"),
@@ -58,8 +58,6 @@ TRAIN_OUT_OF_RANGE: list[tuple[str, Any, str]] = [
     ("schedule", "sigmoid", "cosine, linear"),
     ("t_sampling", "sobol", "uniform, stratified"),
     ("loss_weighting", "p2", "eps, min_snr, soft_v, v"),
-    ("loss_weighting", "v", "eps or min_snr, unless prediction is v"),
-    ("loss_weighting", "soft_v", "eps or min_snr, unless prediction is v"),
     ("label_dropout", -0.01, "0 .. 1"),
     ("label_dropout", 1.01, "0 .. 1"),
     ("learning_rate", 0.0, "above 0, finite"),
@@ -79,7 +77,7 @@ TRAIN_OUT_OF_RANGE: list[tuple[str, Any, str]] = [
     ("memory_format", "nhwc", "auto, contiguous, channels_last"),
     ("num_threads", -1, "at least 0"),
     ("gradient_accumulation", 0, "at least 1"),
-    ("gradient_accumulation", 3, "divisors of batch_size, 128"),
+    ("gradient_accumulation", 3, "divisors of batch_size, 64"),
     ("overfit_one_batch", -1, "0, or at least 2"),
     ("overfit_one_batch", 1, "0, or at least 2"),
     ("log_every", 0, "at least 1"),
@@ -105,6 +103,22 @@ def test_a_field_out_of_range_is_refused_by_name_value_and_range(
 ) -> None:
     with pytest.raises(ValueError, match=f"^{re.escape(f'{name} is {value}; legal: {legal}')}$"):
         made(**{name: value})
+
+
+@pytest.mark.parametrize("weighting", ["v", "soft_v"])
+@pytest.mark.parametrize("prediction", ["eps", "residual_eps"])
+def test_errors_on_v_need_a_network_that_gives_v(prediction: Any, weighting: Any) -> None:
+    message = f"loss_weighting is {weighting}; legal: eps or min_snr, unless prediction is v"
+    with pytest.raises(ValueError, match=f"^{message}$"):
+        TrainConfig(model=ModelConfig(prediction=prediction), loss_weighting=weighting)
+
+
+def test_a_run_from_before_there_were_choices_reads_as_what_it_was() -> None:
+    plain = to_dict(TrainConfig())
+    del plain["optimizer"], plain["loss_weighting"], plain["model"]["prediction"]
+    config = from_dict(plain)
+    assert (config.optimizer, config.loss_weighting) == ("adamw", "eps")
+    assert config.model.prediction == "eps"
 
 
 def test_what_is_not_measured_selects_nothing() -> None:
@@ -142,10 +156,17 @@ def test_a_value_out_of_range_is_refused_when_read_back() -> None:
 def test_presets_carry_their_own_names_and_base_is_the_default() -> None:
     assert {name: preset.preset for name, preset in PRESETS.items()} == {
         "tiny": "tiny",
+        "small": "small",
         "base": "base",
     }
     assert PRESETS["base"] == TrainConfig()
     assert PRESETS["tiny"].model.widths == (16, 32, 64)
+
+
+def test_presets_differ_in_the_network_and_in_how_long_it_is_trained_only() -> None:
+    for preset in PRESETS.values():
+        as_base = dataclasses.replace(preset, preset="base", epochs=20.0, model=ModelConfig())
+        assert as_base == PRESETS["base"]
 
 
 def test_what_is_free_on_resume_exists_and_nothing_of_the_network_is() -> None:

@@ -161,7 +161,9 @@ def test_the_label_and_null_matter_after_a_few_train_steps(tmp_path: Any) -> Non
     assert distances.min() > 1e-3
 
 
-@pytest.mark.parametrize(("preset", "multiply_adds"), [("tiny", 33e6), ("base", 131e6)])
+@pytest.mark.parametrize(
+    ("preset", "multiply_adds"), [("tiny", 33e6), ("small", 53e6), ("base", 131e6)]
+)
 def test_a_network_call_of_a_preset_costs_what_is_written(
     preset: str, multiply_adds: float
 ) -> None:

@@ -22,6 +22,7 @@ TINY_MODEL: dict[str, Any] = {
     "attention_head_width": 16,
     "sinusoidal_width": 16,
     "embedding_width": 16,
+    "prediction": "eps",
 }
 
 TINY_RUN: dict[str, Any] = {
@@ -30,6 +31,7 @@ TINY_RUN: dict[str, Any] = {
     "allow_other_data": True,
     "epochs": 0.16,  # of 500 images in batches of 8: 10 train steps
     "batch_size": 8,
+    "loss_weighting": "eps",
     "precision": "fp32",
     "device": "cpu",
     "num_threads": 1,

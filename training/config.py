@@ -53,7 +53,7 @@ class ModelConfig:
     """D of the sinusoidal position embedding of t; even, at least 4."""
     embedding_width: int = 128
     """Features of the condition embedding that the blocks see, at least 1."""
-    prediction: Literal["eps", "v", "residual_eps"] = "eps"
+    prediction: Literal["eps", "v", "residual_eps"] = "v"
     """What the last convolution gives. eps is always what the network gives: from v as
     sigma_t * x_t + alpha_t * v (Salimans and Ho 2022, section 4), from the residual r as
     sigma_t * x_t + r."""
@@ -100,7 +100,7 @@ class ModelConfig:
 class TrainConfig:
     """One training run. Fields named in ``FREE_ON_RESUME`` may differ when a run is resumed."""
 
-    preset: Literal["tiny", "base"] = "base"
+    preset: Literal["tiny", "small", "base"] = "base"
     """Defaults to start from; any other flag overrides them."""
     model: ModelConfig = field(default_factory=ModelConfig)
     dataset: Literal["mnist", "fashion_mnist"] = "mnist"
@@ -121,7 +121,7 @@ class TrainConfig:
 
     epochs: float = 20.0
     """Passes over the training images, above 0; may be a fraction."""
-    batch_size: int = 128
+    batch_size: int = 64
     """Images per train step, over all processes; at least 1, a multiple of their number times
     gradient_accumulation."""
     gradient_accumulation: int = 1
@@ -136,7 +136,7 @@ class TrainConfig:
     """Noise schedule: cosine cut to log-SNR +8 .. -10, or Ho et al.'s linear."""
     t_sampling: Literal["uniform", "stratified"] = "stratified"
     """How t is drawn: independently, or one from each of batch_size equal strata."""
-    loss_weighting: Literal["eps", "min_snr", "soft_v", "v"] = "eps"
+    loss_weighting: Literal["eps", "min_snr", "soft_v", "v"] = "v"
     """Weight of each image's squared error on eps. eps: 1 (Ho et al. 2020). min_snr: min(SNR, 5)
     / SNR (Hang et al. 2023). v: 1 / alpha_t^2, a plain error on v; soft_v: 1 / alpha_t. Both need
     prediction v, whose error on eps falls with alpha_t."""
@@ -160,7 +160,7 @@ class TrainConfig:
     """AdamW's, relative to the learning rate; at least 0."""
     gradient_clip: float = 1.0
     """Largest norm of the whole gradient, above 0; a longer one is scaled down to it."""
-    ema_relative_width: float = 0.08
+    ema_relative_width: float = 0.05
     """Width of the power-function EMA relative to the run so far (Karras et al. 2024); between 0
     and 0.28."""
 
@@ -269,11 +269,16 @@ class TrainConfig:
 
 
 PRESETS: dict[str, TrainConfig] = {
-    # About 33 M multiply-adds per network call: minutes on a laptop, and the embedded model.
-    "tiny": TrainConfig(preset="tiny", model=ModelConfig(widths=(16, 32, 64)), epochs=12.0),
-    # About 131 M multiply-adds per network call.
+    # About 33 M multiply-adds per network call: a first model of one's own.
+    "tiny": TrainConfig(preset="tiny", model=ModelConfig(widths=(16, 32, 64)), epochs=4.0),
+    # About 53 M: the embedded model.
+    "small": TrainConfig(
+        preset="small", model=ModelConfig(widths=(16, 48, 96), middle_blocks=2), epochs=16.0
+    ),
+    # About 131 M: for a GPU.
     "base": TrainConfig(),
 }
+"""Networks for three budgets, trained alike; docs/training.md has what each costs and gives."""
 
 FREE_ON_RESUME = frozenset(
     {
@@ -319,8 +324,9 @@ def from_dict(plain: dict[str, Any]) -> TrainConfig:
         TypeError: a field is unknown.
         ValueError: a value is out of range.
     """
-    plain = {"optimizer": "adamw"} | plain  # of a run from before there was a choice
-    model = dict(plain.pop("model"))
+    # Of a run from before there was a choice:
+    plain = {"optimizer": "adamw", "loss_weighting": "eps"} | plain
+    model = {"prediction": "eps"} | plain.pop("model")
     model["widths"] = tuple(model["widths"])
     plain["output"] = Path(plain["output"])
     plain["data_dir"] = None if plain["data_dir"] is None else Path(plain["data_dir"])
