@@ -33,14 +33,15 @@ def sample(
     many are drawn at once, as long as the network treats its rows alike.
 
     Args:
-        network: predicts eps; called once per position of the plan, or twice (label, null) if
-            guidance_scale is not 1.
+        network: predicts eps; called once per position of the plan, or twice (label, null) where
+            the plan is guided and guidance_scale is not 1.
         plan: the sampler (make_plan).
         labels: int64 [N].
         seed: 0 .. 2^64 - 1.
         image_shape: [C, H, W] as a rule.
         null_label: the label that means "no label".
-        guidance_scale: finite; 1 is the plain conditional model (update.guide).
+        guidance_scale: finite; 1 is the plain conditional model (update.guide). Any other is
+            applied where the plan is guided.
         first_index: index of the first image, 0 .. 2^32 - N.
         clip: bound of |x_0| at every step; None for none.
 
@@ -69,10 +70,11 @@ def sample(
 
     x = noise_of(INITIAL_STEP)
     x_0_previous = np.zeros_like(x)
+    assert plan.guided is not None  # Plan fills it in
     for k in range(plan.num_steps):
         t = np.full(n, plan.timesteps[k], dtype=np.int64)
         eps = network(x, t, label)
-        if guidance_scale != 1.0:
+        if guidance_scale != 1.0 and plan.guided[k]:
             eps = guide(eps, network(x, t, null), scale)
         x_0 = predict_x_0(x, eps, np.full(n, plan.alpha[k]), np.full(n, plan.sigma[k]), clip)
         rows = np.broadcast_to(plan.coefficients[k], (n, 4))

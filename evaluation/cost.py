@@ -44,22 +44,20 @@ class Cost:
     training_seconds: float | None
     training_machine: str | None
 
-    def flop_per_image(self, num_steps: int, *, guided: bool = False) -> int | None:
-        """FLOP of drawing one image; a guided step calls the network twice.
+    def flop_per_image(self, rows_per_image: int) -> int | None:
+        """FLOP of drawing one image.
 
         Args:
-            num_steps: of the sampler, at least 1.
-            guided: whether guidance_scale is other than 1.
+            rows_per_image: of the network, at least 1: one a step, two where it is guided.
 
         Raises:
-            ValueError: num_steps is below 1.
+            ValueError: rows_per_image is below 1.
         """
-        if num_steps < 1:
-            raise ValueError(f"num_steps is {num_steps}; legal: at least 1")
+        if rows_per_image < 1:
+            raise ValueError(f"rows_per_image is {rows_per_image}; legal: at least 1")
         if self.multiply_adds_per_call is None:
             return None
-        calls = num_steps * (2 if guided else 1)
-        return FLOP_PER_MULTIPLY_ADD * calls * self.multiply_adds_per_call
+        return FLOP_PER_MULTIPLY_ADD * rows_per_image * self.multiply_adds_per_call
 
 
 def cost(bundle: Bundle) -> Cost:

@@ -170,12 +170,11 @@ def measure_cost(evaluator: Evaluator, setting: Setting, protocol: Protocol) -> 
     found = cost(source.bundle)
     steps = {*protocol.pace_num_steps, setting.num_steps}
     usable = sorted(n for n in steps if n <= source.model.schedule.num_train_timesteps)
-    guided = setting.guidance_scale != 1.0
     return CostResult(
         parameters=found.parameters,
         file_bytes=found.file_bytes,
         multiply_adds_per_call=found.multiply_adds_per_call,
-        flop_per_image=found.flop_per_image(setting.num_steps, guided=guided),
+        flop_per_image=found.flop_per_image(setting.rows_per_image),
         images_seen=found.images_seen,
         training_flop=found.training_flop,
         training_seconds=found.training_seconds,

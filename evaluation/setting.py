@@ -4,7 +4,7 @@ import math
 import re
 from dataclasses import dataclass
 
-from diffusion.samplers import SAMPLERS
+from diffusion.samplers import SAMPLERS, network_rows
 from training.config import require
 
 FORM = "SAMPLER:NUM_STEPS[:GUIDANCE]"
@@ -39,7 +39,7 @@ class Setting:
     @property
     def rows_per_image(self) -> int:
         """Network rows that one image costs in all: guided steps take two."""
-        return self.num_steps * (1 if self.guidance_scale == 1.0 else 2)
+        return network_rows(self.sampler, self.num_steps, self.guidance_scale)
 
     def __str__(self) -> str:
         return f"{self.sampler}:{self.num_steps}:{self.guidance_scale:g}"

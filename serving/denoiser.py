@@ -108,9 +108,8 @@ class Denoiser:
 
     @property
     def rows(self) -> int:
-        """Network rows that the next step takes: one per lane, one more per guided lane."""
-        n = self.lanes.count
-        return n + int(np.count_nonzero(self.lanes.guided[:n]))
+        """Network rows that the next step takes: one per lane, one more where it is guided."""
+        return self.lanes.count + self._guided(self._plan_rows()).size
 
     def join(
         self, spec: GenerateSpec, *, request: int, plan: int, first_index: int, images: int
@@ -127,7 +126,7 @@ class Denoiser:
         lanes.plan[rows] = plan
         lanes.label[rows] = spec.label
         lanes.guidance_scale[rows] = spec.guidance_scale
-        lanes.guided[rows] = spec.rows_per_image == 2
+        lanes.guided[rows] = spec.guided
         lanes.preview_every[rows] = spec.preview_every
         lanes.request[rows] = request
 
@@ -147,8 +146,8 @@ class Denoiser:
                 lanes are then as they were.
         """
         lanes, n = self.lanes, self.lanes.count
-        rows = self.plans.first_row[lanes.plan[:n]] + lanes.position[:n]
-        guided = np.flatnonzero(lanes.guided[:n])
+        rows = self._plan_rows()
+        guided = self._guided(rows)
         eps = self._predict_eps(self.plans.timesteps[rows], guided)
         x, x_0_previous = lanes.x[:n], lanes.x_0_previous[:n]
         coefficients = self.plans.coefficients[rows]
@@ -166,6 +165,16 @@ class Denoiser:
         x_0_previous[...] = x_0
         lanes.position[:n] += 1
         return Denoised(x_0, lanes.position[:n] == lanes.num_steps[:n], nonfinite)
+
+    def _plan_rows(self) -> Int64Array:
+        """Where in the plan table each lane is, int64 [N]."""
+        lanes, n = self.lanes, self.lanes.count
+        rows: Int64Array = self.plans.first_row[lanes.plan[:n]] + lanes.position[:n]
+        return rows
+
+    def _guided(self, plan_rows: Int64Array) -> Int64Array:
+        """The lanes that ask for guidance and whose plan is guided here."""
+        return np.flatnonzero(self.lanes.guided[: self.lanes.count] & self.plans.guided[plan_rows])
 
     @property
     def _image_size(self) -> int:

@@ -28,7 +28,7 @@ class LaneTable:
         plan: int64 [capacity], a PlanTable handle.
         label: int64 [capacity].
         guidance_scale: float32 [capacity].
-        guided: bool [capacity], whether the lane takes a second row.
+        guided: bool [capacity], whether the lane takes a second row where its plan is guided.
         preview_every: int64 [capacity], 0 for no previews.
         request: int64 [capacity], the request's slot.
     """

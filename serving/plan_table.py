@@ -9,6 +9,7 @@ from diffusion.schedule import Schedule
 
 Int64Array = npt.NDArray[np.int64]
 Float32Array = npt.NDArray[np.float32]
+BoolArray = npt.NDArray[np.bool_]
 
 
 class PlanTable:
@@ -19,11 +20,12 @@ class PlanTable:
 
     Attributes:
         first_row: int64 [handles].
-        timesteps: int64 [rows]; alpha, sigma: float32 [rows]; coefficients: float32 [rows, 4].
+        timesteps: int64 [rows]; alpha, sigma: float32 [rows]; coefficients: float32 [rows, 4];
+            guided: bool [rows].
     """
 
     def __init__(self, schedule: Schedule, *, cached_rows: int = 65536) -> None:
-        """`cached_rows` (36 bytes each) is kept to unless more are in use at once."""
+        """`cached_rows` (37 bytes each) is kept to unless more are in use at once."""
         self._schedule = schedule
         self._handles: dict[tuple[str, int], int] = {}
         self._users: list[int] = []
@@ -74,6 +76,7 @@ class PlanTable:
         self.alpha[rows] = plan.alpha
         self.sigma[rows] = plan.sigma
         self.coefficients[rows] = plan.coefficients
+        self.guided[rows] = plan.guided
         self._rows_used = rows.stop
 
     def _make_room(self, rows: int) -> None:
@@ -95,3 +98,4 @@ class PlanTable:
         self.alpha: Float32Array = np.zeros(rows, dtype=np.float32)
         self.sigma: Float32Array = np.zeros(rows, dtype=np.float32)
         self.coefficients: Float32Array = np.zeros((rows, 4), dtype=np.float32)
+        self.guided: BoolArray = np.zeros(rows, dtype=np.bool_)

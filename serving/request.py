@@ -7,6 +7,8 @@ from typing import Protocol
 import numpy as np
 import numpy.typing as npt
 
+from diffusion.samplers import network_rows
+
 Pixels = npt.NDArray[np.uint8]
 
 
@@ -23,9 +25,9 @@ class GenerateSpec:
         first_index: index of the first image, 0 or more.
         seed: uint64.
         sampler: a name in diffusion.samplers.SAMPLERS.
-        num_steps: network calls per image, 1 .. T.
-        guidance_scale: finite; 1 is the plain conditional model and costs one network row, any
-            other value two.
+        num_steps: reverse steps per image, 1 .. T.
+        guidance_scale: finite; 1 is the plain conditional model and costs one network row a step,
+            any other value two where the plan is guided.
         preview_every: 0 for none; k for the x_0 estimate after every k-th step.
         deadline_seconds: absolute, on the engine's clock (time.monotonic); None for no deadline.
     """
@@ -41,14 +43,14 @@ class GenerateSpec:
     deadline_seconds: float | None = None
 
     @property
-    def rows_per_image(self) -> int:
-        """Network rows that one image takes in each engine step."""
-        return 1 if self.guidance_scale == 1.0 else 2
+    def guided(self) -> bool:
+        """Whether guidance is asked for."""
+        return self.guidance_scale != 1.0
 
     @property
     def work_per_image(self) -> int:
         """Network rows that one image takes in all."""
-        return self.rows_per_image * self.num_steps
+        return network_rows(self.sampler, self.num_steps, self.guidance_scale)
 
 
 class Outcome(enum.Enum):

@@ -22,6 +22,7 @@ SAMPLER_NAMES = {
     pb.SAMPLER_DDPM: "ddpm",
     pb.SAMPLER_DDIM: "ddim",
     pb.SAMPLER_DPMPP_2M: "dpmpp_2m",
+    pb.SAMPLER_DDIM_STOCHASTIC: "ddim_stochastic",
 }
 """The engine's name of each sampler of the contract."""
 

@@ -17,14 +17,20 @@ from diffusion.plan import spaced_timesteps
 from diffusion.reference import sample
 from diffusion.samplers import (
     SAMPLERS,
+    STOCHASTIC_ETA,
+    STOCHASTIC_FIRST,
+    STOCHASTIC_GUIDED,
+    STOCHASTIC_LAST,
     ddim,
     ddim_coefficients,
+    ddim_stochastic,
     ddpm,
     ddpm_coefficients,
     dpmpp_2m,
     dpmpp_2m_coefficients,
     levels,
     make_plan,
+    network_rows,
 )
 from diffusion.schedule import Schedule, cosine_schedule, linear_schedule
 
@@ -251,7 +257,7 @@ def test_whole_plan_from_pure_noise_draws_the_data(name: str, tolerance: float) 
     assert variance == pytest.approx(S2, rel=tolerance)
 
 
-@pytest.mark.parametrize("name", SAMPLERS)
+@pytest.mark.parametrize("name", [name for name in SAMPLERS if name in TABLES])
 def test_drawn_samples_have_the_propagated_mean_and_variance(name: str) -> None:
     schedule, n = SCHEDULES["cosine"], 40_000
 
@@ -286,15 +292,57 @@ def test_plans_are_the_float32_of_the_tables() -> None:
 
 
 def test_samplers_by_name() -> None:
-    assert set(SAMPLERS) == {"ddpm", "ddim", "dpmpp_2m"}
+    assert set(SAMPLERS) == {"ddpm", "ddim", "dpmpp_2m", "ddim_stochastic"}
     schedule = SCHEDULES["cosine"]
     made = {name: make_plan(name, schedule, 9).coefficients for name in SAMPLERS}
     np.testing.assert_array_equal(made["ddpm"], ddpm(schedule, 9).coefficients)
     np.testing.assert_array_equal(made["ddim"], ddim(schedule, 9, eta=0.0).coefficients)
     np.testing.assert_array_equal(made["dpmpp_2m"], dpmpp_2m(schedule, 9, order=2).coefficients)
+    stochastic = ddim_stochastic(schedule, 9).coefficients
+    np.testing.assert_array_equal(made["ddim_stochastic"], stochastic)
     assert made["ddpm"][:-1, 3].min() > 0.0
     assert not made["ddim"][:, 3].any()
     assert np.abs(made["dpmpp_2m"][1:-1, 2]).min() > 0.0
+
+
+@pytest.mark.parametrize("num_train_timesteps", [50, 1000])
+def test_stochastic_ddim_goes_from_its_first_to_its_last_level(num_train_timesteps: int) -> None:
+    schedule = cosine_schedule(num_train_timesteps)
+    last = num_train_timesteps - 1
+    for num_steps in (2, 5, 8, 20):
+        plan = ddim_stochastic(schedule, num_steps)
+        timesteps = plan.timesteps
+        assert timesteps[0] == round(STOCHASTIC_FIRST * last)
+        assert timesteps[-1] == round(STOCHASTIC_LAST * last)
+        coefficients = ddim_coefficients(*levels(schedule, timesteps), STOCHASTIC_ETA)
+        np.testing.assert_array_equal(plan.coefficients, coefficients.astype(np.float32))
+
+
+def test_stochastic_ddim_with_every_timestep_takes_every_timestep() -> None:
+    assert ddim_stochastic(SCHEDULES["cosine"], 1000).timesteps.tolist() == list(range(999, -1, -1))
+    for num_steps in (1, 243, 700, 970, 999):
+        timesteps = ddim_stochastic(SCHEDULES["cosine"], num_steps).timesteps
+        assert np.diff(timesteps).max(initial=-1) <= -1
+        assert len(timesteps) == num_steps
+        assert 0 <= timesteps[-1] <= timesteps[0] <= 999
+
+
+def test_stochastic_ddim_is_guided_between_two_levels_and_the_others_everywhere() -> None:
+    schedule = SCHEDULES["cosine"]
+    least, most = (share * 999 for share in STOCHASTIC_GUIDED)
+    for num_steps in (1, 4, 8, 20, 100):
+        plan = ddim_stochastic(schedule, num_steps)
+        assert plan.guided is not None
+        inside = (plan.timesteps >= least - 0.5) & (plan.timesteps <= most + 0.5)
+        np.testing.assert_array_equal(plan.guided, inside)
+        assert network_rows("ddim_stochastic", num_steps, 1.0) == num_steps
+        assert network_rows("ddim_stochastic", num_steps, 2.0) == num_steps + inside.sum()
+        for name in ("ddpm", "ddim", "dpmpp_2m"):
+            guided = make_plan(name, schedule, num_steps).guided
+            assert guided is not None
+            assert guided.all()
+            assert network_rows(name, num_steps, 2.0) == 2 * num_steps
+    assert network_rows("ddim_stochastic", 8, 1.5) == 10
 
 
 @pytest.mark.parametrize("name", SAMPLERS)
@@ -306,7 +354,9 @@ def test_number_of_steps_out_of_range_is_refused(name: str, num_steps: int) -> N
 
 def test_other_fields_out_of_range_are_refused() -> None:
     schedule = SCHEDULES["cosine"]
-    with pytest.raises(ValueError, match="sampler must be one of ddpm, ddim, dpmpp_2m, got 'plms'"):
+    with pytest.raises(
+        ValueError, match="sampler must be one of ddpm, ddim, dpmpp_2m, ddim_stochastic, got 'plms'"
+    ):
         make_plan("plms", schedule, 10)
     for eta in (-0.1, 1.1, math.nan):
         with pytest.raises(ValueError, match=rf"eta must be in 0\.\.1, got {eta}"):

@@ -51,12 +51,11 @@ def test_training_takes_three_calls_per_image_and_two_flop_per_multiply_add(
     assert (measured.multiply_adds_per_call, measured.multiply_adds_per_embedding) == (1000, 10)
 
 
-def test_an_image_takes_a_call_per_step_and_two_with_guidance(bundle: Bundle) -> None:
+def test_an_image_costs_what_its_rows_cost(bundle: Bundle) -> None:
     counted = {"unet.onnx": 1000, "embedding.onnx": 10}
     measured = cost(with_provenance(bundle, {"multiply_adds_per_image_and_call": counted}))
     assert measured.flop_per_image(10) == 2 * 1000 * 10
-    assert measured.flop_per_image(10, guided=True) == 2 * 1000 * 20
-    with pytest.raises(ValueError, match="num_steps is 0; legal: at least 1"):
+    with pytest.raises(ValueError, match="rows_per_image is 0; legal: at least 1"):
         measured.flop_per_image(0)
 
 

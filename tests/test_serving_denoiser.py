@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 
+from diffusion.samplers import make_plan
 from serving.denoiser import Denoiser, EngineModel
 from tests.fakes import FakeNetwork, Floats, fake_model, reference_x_0, spec
 
@@ -13,6 +14,7 @@ REQUESTS = [
     spec(label=3, seed=0, sampler="ddpm", num_steps=1),
     spec(label=10, seed=5, sampler="dpmpp_2m", num_steps=6),
     spec(label=4, seed=6, sampler="ddpm", num_steps=50, guidance_scale=7.5),
+    spec(label=1, seed=8, sampler="ddim_stochastic", num_steps=8, guidance_scale=1.7, count=2),
 ]
 
 
@@ -47,7 +49,7 @@ def run(denoiser: Denoiser, joins_at: dict[int, list[int]]) -> dict[tuple[int, i
 
 @pytest.mark.parametrize(
     "joins_at",
-    [{0: [0, 1, 2, 3, 4, 5]}, {0: [5], 1: [4], 2: [3, 2], 3: [1], 9: [0]}],
+    [{0: [0, 1, 2, 3, 4, 5, 6]}, {0: [5], 1: [4, 6], 2: [3, 2], 3: [1], 9: [0]}],
     ids=["together", "staggered"],
 )
 def test_every_lane_of_a_mixture_equals_the_reference_loop_to_the_bit(
@@ -71,6 +73,20 @@ def test_a_guided_lane_costs_two_rows_and_an_unguided_one_costs_one() -> None:
     assert denoiser.rows == 3 + 2 + 4
     denoiser.step()
     assert network.batches == [[0, 0, 0, 1, 2, 2, 10, 10, 10]]
+
+
+def test_a_lane_costs_a_second_row_only_where_its_plan_is_guided() -> None:
+    network = FakeNetwork()
+    denoiser = Denoiser(fake_model(), network, max_lanes=4)
+    join(denoiser, 6)
+    plan = make_plan("ddim_stochastic", fake_model().schedule, 8)
+    assert plan.guided is not None
+    assert set(plan.guided.tolist()) == {False, True}
+    for guided in plan.guided:
+        assert denoiser.rows == (4 if guided else 2)
+        denoiser.step()
+    assert [len(batch) for batch in network.batches] == [4 if g else 2 for g in plan.guided]
+    assert sum(map(len, network.batches)) == REQUESTS[6].count * REQUESTS[6].work_per_image
 
 
 @pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])

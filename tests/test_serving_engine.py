@@ -540,7 +540,7 @@ def random_spec(script: random.Random, now: float) -> GenerateSpec:
         count=script.choice([1, 1, 1, 2, 5, 30]),
         first_index=script.choice([0, 3]),
         seed=script.getrandbits(64),
-        sampler=script.choice(["ddpm", "ddim", "dpmpp_2m"]),
+        sampler=script.choice(["ddpm", "ddim", "dpmpp_2m", "ddim_stochastic"]),
         num_steps=script.choice([1, 2, 5, 13]),
         guidance_scale=script.choice([1.0, 1.0, 0.0, 2.5]),
         preview_every=script.choice([0, 0, 3]),

@@ -17,6 +17,7 @@ def assert_laid_out(plans: PlanTable, handle: int, sampler: str, num_steps: int)
     np.testing.assert_array_equal(plans.alpha[rows], plan.alpha)
     np.testing.assert_array_equal(plans.sigma[rows], plan.sigma)
     np.testing.assert_array_equal(plans.coefficients[rows], plan.coefficients)
+    np.testing.assert_array_equal(plans.guided[rows], plan.guided)
 
 
 def test_plans_in_use_stay_right_while_many_come_and_go_within_bounds() -> None:

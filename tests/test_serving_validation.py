@@ -134,7 +134,7 @@ def test_label_0_is_a_label_and_no_label_is_not() -> None:
             "preview_every",
             "2 is not 0; only GenerateStream sends previews",
         ),
-        ({"sampler": 4}, "sampler", "4 is not one of 0 (SAMPLER_UNSPECIFIED)"),
+        ({"sampler": 5}, "sampler", "5 is not one of 0 (SAMPLER_UNSPECIFIED)"),
         ({"sampler": -1}, "sampler", "-1 is not one of"),
         ({"format": 77}, "format", "77 is not one of 0 (IMAGE_FORMAT_UNSPECIFIED)"),
     ],

@@ -23,6 +23,7 @@ SAMPLERS = {
     "ddpm": pb.SAMPLER_DDPM,
     "ddim": pb.SAMPLER_DDIM,
     "dpmpp_2m": pb.SAMPLER_DPMPP_2M,
+    "ddim_stochastic": pb.SAMPLER_DDIM_STOCHASTIC,
 }
 
 _POLL_SECONDS = 0.1
@@ -137,7 +138,7 @@ class DiffusionClient:
             count: images wanted.
             seed: uint64; None lets the server draw one.
             model: name of a model; empty for the server's first.
-            sampler: "ddpm", "ddim" or "dpmpp_2m".
+            sampler: "ddpm", "ddim", "dpmpp_2m" or "ddim_stochastic".
             num_steps: network calls per image, 1 .. T of the model.
             guidance_scale: 0 .. 20; 1 is the plain conditional model.
             first_index: index of the first image under the seed.

@@ -46,6 +46,8 @@ class _SamplerEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_Sampler.Value
     """DDIM with eta = 0 (Song et al. 2021)."""
     SAMPLER_DPMPP_2M: _Sampler.ValueType  # 3
     """DPM-Solver++(2M) (Lu et al. 2022)."""
+    SAMPLER_DDIM_STOCHASTIC: _Sampler.ValueType  # 4
+    """DDIM(eta) with an eta, timesteps and a guidance interval found for few steps."""
 
 class Sampler(_Sampler, metaclass=_SamplerEnumTypeWrapper):
     """Sampler is the reverse process that turns noise into an image."""
@@ -58,6 +60,8 @@ SAMPLER_DDIM: Sampler.ValueType  # 2
 """DDIM with eta = 0 (Song et al. 2021)."""
 SAMPLER_DPMPP_2M: Sampler.ValueType  # 3
 """DPM-Solver++(2M) (Lu et al. 2022)."""
+SAMPLER_DDIM_STOCHASTIC: Sampler.ValueType  # 4
+"""DDIM(eta) with an eta, timesteps and a guidance interval found for few steps."""
 Global___Sampler: _TypeAlias = Sampler  # noqa: Y015
 
 class _ImageFormat:
