@@ -18,7 +18,7 @@ def manifest() -> dict:
     return json.loads((MODEL / "manifest.json").read_text())
 
 
-def test_at_least_97_percent_of_1000_images_carry_their_label(manifest: dict) -> None:
+def test_at_least_98_percent_of_1000_images_carry_their_label(manifest: dict) -> None:
     defaults = manifest["defaults"]
     images, labels = ImageSource(MODEL, "cpu").draw(
         np.full(10, IMAGES_PER_LABEL),
@@ -30,8 +30,8 @@ def test_at_least_97_percent_of_1000_images_carry_their_label(manifest: dict) ->
     judges = load_judges("mnist").labels
     right = np.mean([judge.predict(images) == labels for judge in judges], axis=0)
     per_label = right.reshape(10, IMAGES_PER_LABEL).mean(axis=1)
-    assert right.mean() >= 0.97, per_label
-    assert per_label.min() >= 0.90, per_label
+    assert right.mean() >= 0.98, per_label
+    assert per_label.min() >= 0.93, per_label
 
 
 def test_it_was_trained_on_the_canonical_60000_images(manifest: dict) -> None:
