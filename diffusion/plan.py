@@ -34,8 +34,7 @@ class Plan:
         alpha: float32 [K], sqrt(abar) at timesteps[k].
         sigma: float32 [K], sqrt(1 - abar) at timesteps[k].
         coefficients: float32 [K, 4], the columns A, B, C, S of the update above.
-        guided: bool [K], where classifier-free guidance is applied if it is asked for; None for
-            everywhere.
+        guided: bool [K], where classifier-free guidance is applied if it is asked for.
 
     Raises:
         ValueError: if the shapes do not fit together or timesteps do not decrease.
@@ -45,7 +44,7 @@ class Plan:
     alpha: Float32Array
     sigma: Float32Array
     coefficients: Float32Array
-    guided: BoolArray | None = None
+    guided: BoolArray
 
     def __post_init__(self) -> None:
         timesteps = np.array(self.timesteps, dtype=np.int64)
@@ -54,9 +53,7 @@ class Plan:
             "alpha": np.array(self.alpha, dtype=np.float32),
             "sigma": np.array(self.sigma, dtype=np.float32),
             "coefficients": np.array(self.coefficients, dtype=np.float32),
-            "guided": np.ones(timesteps.shape, dtype=np.bool_)
-            if self.guided is None
-            else np.array(self.guided, dtype=np.bool_),
+            "guided": np.array(self.guided, dtype=np.bool_),
         }
         if timesteps.ndim != 1 or timesteps.size == 0:
             raise ValueError(f"timesteps must have shape [K], K >= 1, got {timesteps.shape}")
@@ -127,11 +124,14 @@ def lay_out(
     coefficients: FloatArray,
     guided: BoolArray | None = None,
 ) -> Plan:
-    """Puts float64 coefficients [K, 4] and the schedule's levels at `timesteps` into a Plan."""
+    """Puts float64 coefficients [K, 4] and the schedule's levels at `timesteps` into a Plan.
+
+    `guided` is bool [K]; None guides every step.
+    """
     return Plan(
         timesteps=timesteps,
         alpha=schedule.alpha[timesteps].astype(np.float32),
         sigma=schedule.sigma[timesteps].astype(np.float32),
         coefficients=coefficients.astype(np.float32),
-        guided=guided,
+        guided=np.ones(timesteps.shape, dtype=np.bool_) if guided is None else guided,
     )

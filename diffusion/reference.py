@@ -70,7 +70,6 @@ def sample(
 
     x = noise_of(INITIAL_STEP)
     x_0_previous = np.zeros_like(x)
-    assert plan.guided is not None  # Plan fills it in
     for k in range(plan.num_steps):
         t = np.full(n, plan.timesteps[k], dtype=np.int64)
         eps = network(x, t, label)

@@ -89,7 +89,7 @@ class ImageSource:
             # The numbers of the plan: a sampler that is changed under its name draws other images.
             plan = make_plan(setting.sampler, self.model.schedule, setting.num_steps)
             identity["sampler"], identity["num_steps"] = setting.sampler, setting.num_steps
-            identity["plan"] = _sha256(plan.timesteps, plan.coefficients, np.asarray(plan.guided))
+            identity["plan"] = _sha256(plan.timesteps, plan.coefficients, plan.guided)
             identity["guidance_scale"] = setting.guidance_scale
         return identity
 

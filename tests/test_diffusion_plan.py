@@ -59,6 +59,7 @@ def test_a_plan_cannot_be_changed() -> None:
         ({"alpha": [0.5]}, r"alpha must have shape \(2,\), got \(1,\)"),
         ({"sigma": [[0.5, 0.5]]}, "sigma must have shape"),
         ({"coefficients": [[1, 0, 0], [1, 0, 0]]}, r"coefficients must have shape \(2, 4\)"),
+        ({"guided": [True]}, r"guided must have shape \(2,\), got \(1,\)"),
     ],
 )
 def test_a_plan_that_does_not_fit_together_is_refused(
@@ -69,6 +70,7 @@ def test_a_plan_that_does_not_fit_together_is_refused(
         "alpha": [0.1, 0.9],
         "sigma": [0.9, 0.1],
         "coefficients": np.zeros((2, 4)),
+        "guided": [True, False],
     }
     arrays = {name: np.array(value) for name, value in (fields | change).items()}
     with pytest.raises(ValueError, match=message):
