@@ -25,7 +25,10 @@ SMALLEST_SIDE = 16
 def orthogonalise(matrix: Tensor) -> Tensor:
     """U V^T of the singular value decomposition U S V^T, roughly: singular values in 0.7 .. 1.2.
 
-    Newton-Schulz iteration, products of matrices only (Jordan et al. 2024).
+    Newton-Schulz iteration, products of matrices only (Jordan et al. 2024). One step is
+    X <- (a I + b G + c G^2) X with G = X X^T. Its factors are polynomials of the first G and
+    commute, so they are multiplied up among matrices of [rows, rows], and X, nine times as wide or
+    more for a 3x3 kernel, is multiplied once.
 
     Args:
         matrix: [rows, columns] float32, not zero throughout.
@@ -33,9 +36,15 @@ def orthogonalise(matrix: Tensor) -> Tensor:
     a, b, c = _COEFFICIENTS
     wide = matrix if matrix.shape[0] <= matrix.shape[1] else matrix.T
     x = wide / (wide.norm() + 1e-7)
-    for _ in range(NEWTON_SCHULZ_STEPS):
-        gram = x @ x.T
-        x = torch.addmm(x, torch.addmm(gram, gram, gram, beta=b, alpha=c), x, beta=a)
+    gram = x @ x.T
+    identity = torch.eye(len(gram), dtype=gram.dtype, device=gram.device)
+    product = identity
+    for step in range(NEWTON_SCHULZ_STEPS):
+        factor = torch.addmm(gram, gram, gram, beta=b, alpha=c).add_(identity, alpha=a)
+        product = factor @ product if step else factor
+        if step < NEWTON_SCHULZ_STEPS - 1:
+            gram = factor @ gram @ factor
+    x = product @ x
     return x if matrix.shape[0] <= matrix.shape[1] else x.T
 
 
