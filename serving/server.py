@@ -8,13 +8,13 @@ import os
 import signal
 import threading
 from collections.abc import AsyncIterator, Callable, Iterator
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar, cast
 
 from grpc_reflection.v1alpha import reflection
 
 from serving import health, listening
+from serving.configuration import ServerConfig
 from serving.engine_statistics import StepStats
 from serving.engine_thread import EngineThread
 from serving.health import Health, Phase, Readiness
@@ -30,24 +30,6 @@ _ENGINE_STOP_SECONDS = 5.0
 _log = logging.getLogger(__name__)
 
 _ResultT = TypeVar("_ResultT")
-
-
-@dataclass(frozen=True, slots=True)
-class ServerConfig:
-    """How a server is run; `python -m serving --help` says what each value means."""
-
-    models: tuple[Path, ...]
-    host: str = "127.0.0.1"
-    port: int = 50051
-    http_port: int = 8080
-    provider: str = "auto"
-    num_threads: int | None = None
-    max_lanes: int = 64
-    max_queued_images: int = 4096
-    max_images_per_request: int = 1024
-    drain_grace_seconds: float = 0.0
-    drain_timeout_seconds: float = 60.0
-    ready_file: Path | None = None
 
 
 class Server:

@@ -19,7 +19,9 @@ FIRST_PARTY = ("diffusion", "training", "export", "evaluation", "serving", "simp
 EDGE = {
     "serving.__main__",
     "serving.answers",
+    "serving.configuration",
     "serving.delivery",
+    "serving.flags",
     "serving.health",
     "serving.http",
     "serving.images",

@@ -7,7 +7,13 @@ from pathlib import Path
 
 import pytest
 
-PAGES = ("README.md", "docs/architecture.md", "docs/quality.md", "docs/training.md")
+PAGES = (
+    "README.md",
+    "docs/architecture.md",
+    "docs/operations.md",
+    "docs/quality.md",
+    "docs/training.md",
+)
 MAKE_TARGETS = {
     "train": "training.train",
     "export": "export",

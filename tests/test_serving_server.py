@@ -23,9 +23,10 @@ from prometheus_client.parser import text_string_to_metric_families
 from serving import server as server_module
 from serving.__main__ import main, serve
 from serving.client import ClientError, DiffusionClient, Generation
+from serving.configuration import ServerConfig
 from serving.engine import Engine
 from serving.loading import LoadedModel, load_models
-from serving.server import Server, ServerConfig
+from serving.server import Server
 from simple_diffusion.v1 import diffusion_pb2 as pb
 from simple_diffusion.v1.diffusion_pb2_grpc import DiffusionServiceStub
 from tests.fakes import write_tiny_bundle
@@ -268,7 +269,9 @@ def test_two_servers_never_share_a_port(tiny: Path) -> None:
 
 async def refused(capfd: pytest.CaptureFixture[str], *models: Path, **settings: Any) -> str:
     """The one line of a server that does not start."""
-    config = ServerConfig(models, **{"port": 0, "http_port": 0, "provider": "cpu", **settings})
+    config = ServerConfig(
+        models=models, **{"port": 0, "http_port": 0, "provider": "cpu", **settings}
+    )
     assert await serve(config) == 1
     return one_line(capfd.readouterr().err)
 

@@ -1,0 +1,85 @@
+"""Every setting of the server, declared once: here."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import click
+
+from serving.flags import Choice, ConfigurationError, Numbers, flag
+
+_PORT = click.IntRange(0, 65535)
+_FILE = click.Path(dir_okay=False, path_type=Path)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ServerConfig:
+    """How a server is run. Each field is a flag and an environment variable.
+
+    Raises:
+        ConfigurationError: if two settings contradict each other.
+    """
+
+    models: tuple[Path, ...] = flag(
+        (Path("models/mnist"),),
+        "Directory of a model bundle. Several times for several models (in the environment:"
+        " separated by colons); the first is the default one.",
+        kind=click.Path(path_type=Path),
+        name="model",
+        multiple=True,
+    )
+    host: str = flag(
+        "127.0.0.1",
+        "Address to listen on; 0.0.0.0 for every interface. There is no authentication yet.",
+    )
+    port: int = flag(50051, "gRPC port; 0 takes a free one.", kind=_PORT)
+    http_port: int = flag(
+        8080, "Port of /metrics, /livez and /readyz; 0 takes a free one.", kind=_PORT
+    )
+    provider: str = flag(
+        "auto",
+        "Where the network runs. auto: cuda if it works, else cpu. cuda never falls back.",
+        kind=Choice(["auto", "cpu", "cuda"]),
+    )
+    num_threads: int | None = flag(
+        None,
+        "CPU threads of one network call; by default the CPUs that this process may use.",
+        kind=click.IntRange(1, 1024),
+    )
+    max_lanes: int = flag(64, "Images denoised at once, per model.", kind=click.IntRange(1, 4096))
+    max_queued_images: int = flag(
+        4096,
+        "Accepted images that may wait for a lane, per model; beyond: RESOURCE_EXHAUSTED.",
+        kind=click.IntRange(1, 10_000_000),
+    )
+    max_images_per_request: int = flag(
+        1024, "Largest count of one request.", kind=click.IntRange(1, 1_000_000)
+    )
+    drain_grace_seconds: float = flag(
+        1.0,
+        "After SIGTERM: how long to go on accepting while load balancers notice that this"
+        " server is not ready. SIGINT (Ctrl-C) skips it.",
+        kind=Numbers(0, 3600),
+    )
+    drain_timeout_seconds: float = flag(
+        60.0,
+        "How long accepted requests may take to finish after that. A second signal exits at once.",
+        kind=Numbers(0, 86_400),
+    )
+    ready_file: Path | None = flag(
+        None,
+        "Written once the server is ready: JSON with host, grpc_port, http_port and pid.",
+        kind=_FILE,
+    )
+    log_level: str = flag(
+        "info",
+        "The least important messages that are logged.",
+        kind=Choice(["debug", "info", "warning", "error"], case_sensitive=False),
+    )
+
+    def __post_init__(self) -> None:
+        if self.max_images_per_request > self.max_queued_images:
+            raise ConfigurationError(
+                f"--max-images-per-request {self.max_images_per_request} is more than"
+                f" --max-queued-images {self.max_queued_images}:"
+                " such a request could never be accepted"
+            )
