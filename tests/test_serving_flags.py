@@ -36,7 +36,11 @@ class Kitchen:
 def start(*arguments: str, **variables: str) -> tuple[int, str, list[Kitchen]]:
     """(exit code, what was printed, the configuration if the command got that far)."""
     got: list[Kitchen] = []
-    command = ConfiguredCommand("kitchen", configuration=Kitchen, callback=got.append)
+
+    def take(config: Kitchen) -> None:
+        got.append(config)
+
+    command = ConfiguredCommand("kitchen", configuration=Kitchen, callback=take)
     environment = {f"SIMPLE_DIFFUSION_{name}": value for name, value in variables.items()}
     ended = CliRunner(env=environment).invoke(command, arguments)
     return ended.exit_code, ended.output, got
