@@ -29,12 +29,12 @@ PROTOS := simple_diffusion/v1/diffusion.proto
 export ORT_DISABLE_TELEMETRY := 1
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: help demo serve train export evaluate test check format stubs constraints clean
+.PHONY: help demo serve train export evaluate ablate test check format stubs constraints clean
 
 help: ## List the targets
 	@grep -E '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## (.*)/  make \1\t\2/' | expand -t 22
 	@echo
-	@echo '  ARGS="..." goes to the command behind demo, serve, train, export, evaluate and test.'
+	@echo '  ARGS="..." goes to the command behind demo, serve, train, export, evaluate, ablate and test.'
 
 # --- Use it ----------------------------------------------------------------------------------
 
@@ -52,6 +52,9 @@ export: $(FULL_STAMP) ## Write a bundle from a checkpoint (ARGS="--checkpoint FI
 
 evaluate: $(FULL_STAMP) ## Measure how good a model is: a page and pictures (ARGS=--quick)
 	$(FULL_PYTHON) -m evaluation --model $(MODEL) $(ARGS)
+
+ablate: $(FULL_STAMP) ## Measure one change of the recipe at a time (hours; ARGS="--help")
+	PYTHONPATH=. $(FULL_PYTHON) tools/ablate.py $(ARGS)
 
 # --- Work on it ------------------------------------------------------------------------------
 
