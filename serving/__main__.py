@@ -8,6 +8,7 @@ import threading
 
 import click
 
+from serving import logs
 from serving.bundle import BundleError
 from serving.configuration import ServerConfig
 from serving.flags import ConfiguredCommand, command_line
@@ -25,9 +26,7 @@ _log = logging.getLogger(__name__)
 )
 def main(config: ServerConfig) -> None:
     """Serves models over gRPC. Each option is also read from SIMPLE_DIFFUSION_<OPTION>."""
-    logging.basicConfig(
-        level=config.log_level.upper(), format="%(asctime)s %(levelname)s %(name)s: %(message)s"
-    )
+    logs.set_up(config.log_level, config.log_format)
     _log.info("configuration: %s", command_line(config))
     _exit(asyncio.run(serve(config)))
 

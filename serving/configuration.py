@@ -5,6 +5,7 @@ from pathlib import Path
 
 import click
 
+from serving import logs
 from serving.flags import Choice, ConfigurationError, Numbers, flag
 
 _PORT = click.IntRange(0, 65535)
@@ -74,6 +75,9 @@ class ServerConfig:
         "info",
         "The least important messages that are logged.",
         kind=Choice(["debug", "info", "warning", "error"], case_sensitive=False),
+    )
+    log_format: str = flag(
+        "text", "How log lines look; json is one object per line.", kind=Choice(logs.FORMATS)
     )
 
     def __post_init__(self) -> None:

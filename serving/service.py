@@ -1,49 +1,35 @@
 """The DiffusionService: admission, waiting, answers, and one true status for every request."""
 
 import asyncio
-import logging
-import secrets
 import time
 from collections.abc import Awaitable, Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from typing import TypeVar
 
 import grpc
-from google.protobuf.message import DecodeError, Message
 
 from serving import answers, refusal
 from serving.answers import Accepted
 from serving.delivery import Delivery, Ending, Parcel
 from serving.engine_thread import EngineThread, EngineUnavailable
+from serving.exchange import Context, Exchange, Exchanges
 from serving.health import Phase, Readiness
 from serving.metrics import Metrics
-from serving.refusal import RefusedError
+from serving.parsing import parse
 from serving.request import Outcome, QueueFull
 from serving.validation import (
     MAX_GUIDANCE_SCALE,
     SAMPLER_NAMES,
     InvalidRequestError,
     ServedModel,
-    Violation,
     validate,
 )
 from simple_diffusion.v1 import diffusion_pb2 as pb
 
 SERVICE_NAME = pb.DESCRIPTOR.services_by_name["DiffusionService"].full_name
 
-MAX_REQUEST_BYTES = 64 * 1024
-"""No legal request is larger than some hundred bytes; more is not even parsed."""
-
-# A caller's RST_STREAM can reach the server a moment before the server's own timer for the same
-# deadline fires. A cancellation this close to the deadline is counted as the deadline.
-_DEADLINE_SLACK_SECONDS = 0.1
-
 _ENCODER_THREADS = 2
 
-_log = logging.getLogger(__name__)
-
-_Context = grpc.aio.ServicerContext[bytes, bytes]
-_MessageT = TypeVar("_MessageT", bound=Message)
 _AnswerT = TypeVar("_AnswerT")
 
 
@@ -63,9 +49,7 @@ class DiffusionService:
         self._models: Mapping[str, ServedModel] = {}
         self._engine_thread: EngineThread | None = None
         self._deliveries: set[Delivery] = set()
-        self._active = 0
-        self._idle = asyncio.Event()
-        self._idle.set()
+        self._exchanges = Exchanges(metrics)
         # PNG encoding and protobuf assembly would hold up the event loop, so they run here.
         self._encoders = ThreadPoolExecutor(_ENCODER_THREADS, thread_name_prefix="encoder")
 
@@ -89,21 +73,23 @@ class DiffusionService:
             },
         )
 
-    async def generate(self, request: bytes, context: _Context) -> bytes:
+    async def generate(self, request: bytes, context: Context) -> bytes:
         """Draws images and answers when all are finished."""
-        return await self._answer(
-            "Generate", context, lambda: self._generate(request, _time_remaining(context))
+        return await self._exchanges.answer(
+            "Generate", context, lambda exchange: self._generate(request, exchange)
         )
 
-    async def generate_stream(self, request: bytes, context: _Context) -> None:
+    async def generate_stream(self, request: bytes, context: Context) -> None:
         """Draws images and sends each as it finishes."""
-        await self._answer(
-            "GenerateStream", context, lambda: self._generate_stream(request, context)
+        await self._exchanges.answer(
+            "GenerateStream", context, lambda exchange: self._generate_stream(request, exchange)
         )
 
-    async def list_models(self, request: bytes, context: _Context) -> bytes:
+    async def list_models(self, request: bytes, context: Context) -> bytes:
         """Says what there is to draw."""
-        return await self._answer("ListModels", context, lambda: self._list_models(request))
+        return await self._exchanges.answer(
+            "ListModels", context, lambda _: self._list_models(request)
+        )
 
     def abandon(self) -> None:
         """Ends every accepted request with UNAVAILABLE: this process will not finish them."""
@@ -112,60 +98,20 @@ class DiffusionService:
 
     async def wait_idle(self) -> None:
         """Waits until no request is active."""
-        await self._idle.wait()
+        await self._exchanges.wait_idle()
 
     @property
     def active(self) -> int:
         """How many requests have no status yet."""
-        return self._active
+        return self._exchanges.active
 
     def close(self) -> None:
         """Stops the encoder threads."""
         self._encoders.shutdown(wait=False, cancel_futures=True)
 
-    async def _answer(
-        self, method: str, context: _Context, work: Callable[[], Awaitable[_AnswerT]]
-    ) -> _AnswerT:
-        """Runs one request and gives it exactly one status, counted before the client sees it."""
-        start_seconds = time.monotonic()
-        self._metrics.request_started(method)
-        self._active += 1
-        self._idle.clear()
-        code = grpc.StatusCode.OK
-        refused: RefusedError | None = None
-        try:
-            return await work()
-        except RefusedError as error:
-            refused = error
-        except asyncio.CancelledError:
-            # Only the client causes this (it left, or its deadline passed), so there is nobody to
-            # answer. A cancellation that began here would leave the client waiting.
-            remaining = _time_remaining(context)
-            expired = remaining is not None and remaining <= _DEADLINE_SLACK_SECONDS
-            code = grpc.StatusCode.DEADLINE_EXCEEDED if expired else grpc.StatusCode.CANCELLED
-            raise
-        except Exception as error:  # noqa: BLE001  (its text must not reach the client)
-            refused = self._internal(method, error)
-        finally:
-            if refused is not None:
-                code = refused.code
-                if refused.reason:
-                    self._metrics.request_refused(refused.reason)
-            self._metrics.request_finished(method, code.name, time.monotonic() - start_seconds)
-            _log.debug("%s %s", method, code.name)
-            self._active -= 1
-            if not self._active:
-                self._idle.set()
-        return await context.abort(refused.code, refused.message, refused.trailing_metadata)
-
-    def _internal(self, method: str, error: Exception) -> RefusedError:
-        error_id = secrets.token_hex(8)
-        _log.error("%s failed, error id %s", method, error_id, exc_info=error)
-        return refusal.internal(error_id)
-
-    async def _generate(self, request: bytes, remaining_seconds: float | None) -> bytes:
-        accepted = self._accept(request, remaining_seconds, streaming=False)
-        parcel = await self._run(accepted, streaming=False, on_parcel=None)
+    async def _generate(self, request: bytes, exchange: Exchange) -> bytes:
+        accepted = self._accept(request, exchange, streaming=False)
+        parcel = await self._run(exchange, accepted, streaming=False, on_parcel=None)
         ending = parcel.ending
         assert ending is not None
         body = await self._off_loop(answers.response, accepted, parcel.images, ending)
@@ -175,25 +121,26 @@ class DiffusionService:
         )
         return body
 
-    async def _generate_stream(self, request: bytes, context: _Context) -> None:
-        accepted = self._accept(request, _time_remaining(context), streaming=True)
+    async def _generate_stream(self, request: bytes, exchange: Exchange) -> None:
+        accepted = self._accept(request, exchange, streaming=True)
 
         async def send(parcel: Parcel) -> None:
             self._metrics.previews_dropped(accepted.model.name, parcel.previews_dropped)
             messages = await self._off_loop(answers.events, accepted, parcel)
             for position, message in enumerate(messages):
-                await _write(context, message)
+                await _write(exchange.context, message)
                 if position < len(parcel.images):
                     self._metrics.images_delivered(accepted.model.name, _label_name(accepted), 1)
 
-        parcel = await self._run(accepted, streaming=True, on_parcel=send)
+        parcel = await self._run(exchange, accepted, streaming=True, on_parcel=send)
         ending = parcel.ending
         assert ending is not None
-        await _write(context, answers.summary_event(accepted, ending))
+        await _write(exchange.context, answers.summary_event(accepted, ending))
         self._note_computed(accepted, ending)
 
     async def _run(
         self,
+        exchange: Exchange,
         accepted: Accepted,
         *,
         streaming: bool,
@@ -213,7 +160,7 @@ class DiffusionService:
         try:
             while True:
                 parcel = await delivery.take()
-                ending = parcel.ending
+                ending = exchange.ending = parcel.ending
                 if on_parcel is not None:
                     await on_parcel(parcel)
                 if ending is not None:
@@ -224,12 +171,10 @@ class DiffusionService:
             if ending is None:
                 self._engine_thread.cancel(handle)
 
-    def _accept(
-        self, request: bytes, remaining_seconds: float | None, *, streaming: bool
-    ) -> Accepted:
-        arrival_seconds = time.monotonic()
+    def _accept(self, request: bytes, exchange: Exchange, *, streaming: bool) -> Accepted:
+        arrival_seconds, remaining_seconds = time.monotonic(), exchange.seconds_left
         self._require_accepting()
-        message = _parse(pb.GenerateRequest, request)
+        message = parse(pb.GenerateRequest, request)
         model = self._find_model(message.model)
         if remaining_seconds is not None and remaining_seconds <= 0:
             raise refusal.deadline_exceeded()
@@ -244,7 +189,8 @@ class DiffusionService:
             )
         except InvalidRequestError as error:
             raise refusal.invalid(error.violations) from None
-        return Accepted(model, spec, message.format or pb.IMAGE_FORMAT_PNG)
+        exchange.accepted = Accepted(model, spec, message.format or pb.IMAGE_FORMAT_PNG)
+        return exchange.accepted
 
     def _require_accepting(self) -> None:
         if not self._readiness.accepting or self._engine_thread is None:
@@ -259,7 +205,7 @@ class DiffusionService:
     async def _list_models(self, request: bytes) -> bytes:
         if self._readiness.phase in (Phase.STARTING, Phase.FAILED):
             raise refusal.unavailable(self._readiness.phase.value)
-        _parse(pb.ListModelsRequest, request)
+        parse(pb.ListModelsRequest, request)
         response = pb.ListModelsResponse(
             models=[answers.describe(model) for model in self._models.values()],
             max_images_per_request=self._max_images_per_request,
@@ -296,32 +242,7 @@ def _check(ending: Ending) -> None:
             raise NetworkFailedError(ending.detail)
 
 
-def _parse(kind: type[_MessageT], request: bytes) -> _MessageT:
-    if len(request) > MAX_REQUEST_BYTES:
-        raise refusal.invalid(
-            [
-                Violation(
-                    "request",
-                    f"{len(request)} bytes; at most {MAX_REQUEST_BYTES} are accepted",
-                    "TOO_LARGE",
-                )
-            ]
-        )
-    try:
-        return kind.FromString(request)
-    except DecodeError:
-        name = kind.DESCRIPTOR.full_name
-        raise refusal.invalid(
-            [Violation("request", f"these bytes are not a {name}", "NOT_DECODABLE")]
-        ) from None
-
-
-def _time_remaining(context: _Context) -> float | None:
-    # None for a call without a deadline, whatever the published types say.
-    return context.time_remaining()
-
-
-async def _write(context: _Context, message: bytes) -> None:
+async def _write(context: Context, message: bytes) -> None:
     try:
         await context.write(message)
     except grpc.aio.BaseError as error:

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import grpc
+import pytest
 from google.rpc import error_details_pb2, status_pb2
 
 from serving import listening
@@ -136,3 +137,8 @@ def details(error: grpc.aio.AioRpcError, kind: Any) -> Any:
 def pixels(response: pb.GenerateResponse) -> dict[int, bytes]:
     """The data of each image, by index."""
     return {image.index: image.data for image in response.images}
+
+
+def logged_fields(caplog: pytest.LogCaptureFixture, logger: str) -> list[dict[str, Any]]:
+    """The fields of each line of a logger."""
+    return [getattr(each, "fields", {}) for each in caplog.records if each.name == logger]

@@ -1,6 +1,7 @@
 """The life of a server process: it starts or says why not, is ready when it is, drains, exits."""
 
 import asyncio
+import json
 import os
 import signal
 import socket
@@ -156,6 +157,18 @@ def test_every_flag_is_an_environment_variable_too(tiny: Path) -> None:
         with pytest.raises(ClientError, match=r"count: 4 is not in 1\.\.3"):
             caller.generate(0, 4)
         assert "DEBUG" in server.log
+
+
+def test_every_line_of_a_json_log_is_an_object(tiny: Path) -> None:
+    with running_server(tiny, flags=("--log-format", "json")) as server:
+        with client(server) as caller:
+            caller.generate(2)
+        server.signal(signal.SIGTERM)
+        assert server.exit_code() == 0
+        lines = [json.loads(line) for line in server.log.splitlines()]
+    requests = [line for line in lines if line["logger"] == "serving.access"]
+    assert [(line["code"], line["label"]) for line in requests] == [("OK", 2)]
+    assert lines[0]["message"].startswith("configuration: --model ")
 
 
 # Draining

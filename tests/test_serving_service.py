@@ -17,9 +17,10 @@ from serving import listening
 from serving.engine import Engine
 from serving.health import Phase
 from serving.images import decode_png
-from serving.service import MAX_REQUEST_BYTES, SERVICE_NAME
+from serving.parsing import MAX_REQUEST_BYTES
+from serving.service import SERVICE_NAME
 from simple_diffusion.v1 import diffusion_pb2 as pb
-from tests.edge_harness import MODEL, Edge, details, pixels, running_edge, violations
+from tests.edge_harness import MODEL, Edge, details, logged_fields, pixels, running_edge, violations
 from tests.fakes import assert_reference_pixels, fake_model, spec
 
 RAW = pb.IMAGE_FORMAT_RAW_UINT8
@@ -41,6 +42,19 @@ async def refusal(call: Any) -> grpc.aio.AioRpcError:
     assert ".py" not in text
     assert "\n" not in text
     return error
+
+
+def error_id(error: grpc.aio.AioRpcError) -> str:
+    """The id that an INTERNAL names, which is the request's."""
+    named = str(error.details()).split("error id ")[1].rstrip(")")
+    trailing: dict[str, Any] = dict(error.trailing_metadata())
+    assert named == trailing["x-request-id"]
+    return named
+
+
+def failed_requests(caplog: pytest.LogCaptureFixture) -> list[str]:
+    """The ids of the requests that the log says failed."""
+    return [fields["request_id"] for fields in logged_fields(caplog, "serving.exchange")]
 
 
 # What is answered
@@ -400,8 +414,7 @@ async def test_a_network_that_raises_fails_its_batch_and_nobody_else(
         good = await edge.stub.Generate(request())
     assert error.code() is grpc.StatusCode.INTERNAL
     assert "fell off" not in str(error.details())
-    error_id = str(error.details()).split("error id ")[1].rstrip(")")
-    assert error_id in caplog.text
+    assert error_id(error) in failed_requests(caplog)
     assert len(good.images) == 1
 
 
@@ -438,7 +451,7 @@ async def test_an_unforeseen_error_is_internal_with_an_id_and_no_more(
     for each in (error, stream):
         assert each.code() is grpc.StatusCode.INTERNAL
         assert "secret" not in str(each.details())
-        assert str(each.details()).split("error id ")[1].rstrip(")") in caplog.text
+        assert error_id(each) in failed_requests(caplog)
     assert "secret in /etc/secret.py" in caplog.text  # the operator sees it
     assert len(good.images) == 1
 

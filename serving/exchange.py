@@ -1,0 +1,149 @@
+"""One request and its one status: counted, and logged under an id that the client sees too."""
+
+import asyncio
+import logging
+import time
+from collections.abc import Awaitable, Callable
+from typing import TypeVar
+
+import grpc
+
+from serving import refusal, request_id
+from serving.answers import Accepted
+from serving.delivery import Ending
+from serving.metrics import Metrics
+from serving.refusal import RefusedError
+
+# A caller's RST_STREAM can reach the server a moment before the server's own timer for the same
+# deadline fires. A cancellation this close to the deadline is counted as the deadline.
+_DEADLINE_SLACK_SECONDS = 0.1
+
+_log = logging.getLogger(__name__)
+_access_log = logging.getLogger("serving.access")
+
+Context = grpc.aio.ServicerContext[bytes, bytes]
+_AnswerT = TypeVar("_AnswerT")
+
+
+class Exchange:
+    """One request, and what is known of it so far.
+
+    Attributes:
+        method: the name of the method, without the service's.
+        context: gRPC's side of it.
+        request_id: the client's own, or one that was drawn.
+        accepted: what is asked for, once that is known to be possible.
+        ending: how it ended in the engine, once it has.
+    """
+
+    def __init__(self, method: str, context: Context) -> None:
+        self.method = method
+        self.context = context
+        self.request_id = request_id.choose(context.invocation_metadata())
+        self.accepted: Accepted | None = None
+        self.ending: Ending | None = None
+        self._start_seconds = time.monotonic()
+
+    @property
+    def seconds(self) -> float:
+        """How long it has taken so far."""
+        return time.monotonic() - self._start_seconds
+
+    @property
+    def seconds_left(self) -> float | None:
+        """How long until its deadline; None for a call without one."""
+        # The published types say that there always is one.
+        return self.context.time_remaining()
+
+    def fields(self, code: grpc.StatusCode, refused: RefusedError | None) -> dict[str, object]:
+        """Returns what is logged of it at its end."""
+        fields: dict[str, object] = {
+            "method": self.method,
+            "code": code.name,
+            "request_id": self.request_id,
+            "peer": self.context.peer(),
+            "seconds": self.seconds,
+        }
+        if self.accepted is not None:
+            spec = self.accepted.spec
+            fields |= {
+                "model": self.accepted.model.name,
+                "label": spec.label,
+                "count": spec.count,
+                "first_index": spec.first_index,
+                "seed": spec.seed,
+                "sampler": spec.sampler,
+                "num_steps": spec.num_steps,
+                "guidance_scale": spec.guidance_scale,
+            }
+        if self.ending is not None:
+            fields["queue_seconds"] = self.ending.queue_seconds
+            fields["compute_seconds"] = self.ending.compute_seconds
+        if refused is not None:
+            fields["refusal"] = refused.message
+        return fields
+
+
+class Exchanges:
+    """The requests of a service. Belongs to one event loop."""
+
+    def __init__(self, metrics: Metrics) -> None:
+        self._metrics = metrics
+        self._active = 0
+        self._idle = asyncio.Event()
+        self._idle.set()
+
+    @property
+    def active(self) -> int:
+        """How many requests have no status yet."""
+        return self._active
+
+    async def wait_idle(self) -> None:
+        """Waits until no request is active."""
+        await self._idle.wait()
+
+    async def answer(
+        self, method: str, context: Context, work: Callable[[Exchange], Awaitable[_AnswerT]]
+    ) -> _AnswerT:
+        """Runs one request and gives it exactly one status, counted before the client sees it."""
+        exchange = Exchange(method, context)
+        context.set_trailing_metadata(((request_id.KEY, exchange.request_id),))
+        self._metrics.request_started(method)
+        self._active += 1
+        self._idle.clear()
+        code = grpc.StatusCode.OK
+        refused: RefusedError | None = None
+        try:
+            return await work(exchange)
+        except RefusedError as error:
+            refused = error
+        except asyncio.CancelledError:
+            # Only the client causes this (it left, or its deadline passed), so there is nobody to
+            # answer. A cancellation that began here would leave the client waiting.
+            left = exchange.seconds_left
+            expired = left is not None and left <= _DEADLINE_SLACK_SECONDS
+            code = grpc.StatusCode.DEADLINE_EXCEEDED if expired else grpc.StatusCode.CANCELLED
+            raise
+        except Exception as error:  # noqa: BLE001  (its text must not reach the client)
+            refused = _internal(exchange, error)
+        finally:
+            self._finish(exchange, code if refused is None else refused.code, refused)
+        trailing_metadata = ((request_id.KEY, exchange.request_id), *refused.trailing_metadata)
+        return await context.abort(refused.code, refused.message, trailing_metadata)
+
+    def _finish(
+        self, exchange: Exchange, code: grpc.StatusCode, refused: RefusedError | None
+    ) -> None:
+        if refused is not None and refused.reason:
+            self._metrics.request_refused(refused.reason)
+        self._metrics.request_finished(exchange.method, code.name, exchange.seconds)
+        _access_log.info("request", extra={"fields": exchange.fields(code, refused)})
+        self._active -= 1
+        if not self._active:
+            self._idle.set()
+
+
+def _internal(exchange: Exchange, error: Exception) -> RefusedError:
+    fields = {"request_id": exchange.request_id}
+    _log.error("%s failed", exchange.method, exc_info=error, extra={"fields": fields})
+    return refusal.internal(exchange.request_id)
