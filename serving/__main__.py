@@ -15,6 +15,7 @@ from serving.flags import ConfiguredCommand, command_line
 from serving.listening import PortError
 from serving.network import ProviderError
 from serving.server import Server
+from serving.tls import TlsError
 
 _log = logging.getLogger(__name__)
 
@@ -35,7 +36,7 @@ async def serve(config: ServerConfig) -> int:
     """Runs a server; returns the exit code, after one line on stderr if it could not start."""
     try:
         return await Server(config).run()
-    except (PortError, BundleError, ProviderError) as error:
+    except (PortError, TlsError, BundleError, ProviderError) as error:
         click.echo(f"error: {error}", err=True)
         return 1
 

@@ -7,6 +7,7 @@ import click
 
 from serving import logs
 from serving.flags import Choice, ConfigurationError, Numbers, flag
+from serving.tls import TlsFiles
 
 _PORT = click.IntRange(0, 65535)
 _FILE = click.Path(dir_okay=False, path_type=Path)
@@ -35,6 +36,20 @@ class ServerConfig:
     port: int = flag(50051, "gRPC port; 0 takes a free one.", kind=_PORT)
     http_port: int = flag(
         8080, "Port of /metrics, /livez and /readyz; 0 takes a free one.", kind=_PORT
+    )
+    tls_cert: Path | None = flag(
+        None,
+        "PEM file with the certificate of the gRPC port and those that lead to its root. Read again"
+        " when it changes. Without it there is no TLS.",
+        kind=_FILE,
+    )
+    tls_key: Path | None = flag(
+        None, "PEM file with the private key of --tls-cert, not encrypted.", kind=_FILE
+    )
+    tls_client_ca: Path | None = flag(
+        None,
+        "PEM file with root certificates; clients must then show a certificate that leads to one.",
+        kind=_FILE,
     )
     provider: str = flag(
         "auto",
@@ -81,9 +96,20 @@ class ServerConfig:
     )
 
     def __post_init__(self) -> None:
+        if (self.tls_cert is None) != (self.tls_key is None):
+            raise ConfigurationError("--tls-cert and --tls-key are given together or not at all")
+        if self.tls_client_ca is not None and self.tls_cert is None:
+            raise ConfigurationError("--tls-client-ca needs --tls-cert and --tls-key")
         if self.max_images_per_request > self.max_queued_images:
             raise ConfigurationError(
                 f"--max-images-per-request {self.max_images_per_request} is more than"
                 f" --max-queued-images {self.max_queued_images}:"
                 " such a request could never be accepted"
             )
+
+    @property
+    def tls_files(self) -> TlsFiles | None:
+        """The files for TLS, if there is to be any."""
+        if self.tls_cert is None or self.tls_key is None:
+            return None
+        return TlsFiles(self.tls_cert, self.tls_key, self.tls_client_ca)

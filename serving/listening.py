@@ -40,8 +40,15 @@ def open_http_port(host: str, port: int) -> socket.socket:
     return _bind(host, port, "--http-port")
 
 
-def open_grpc_port(server: grpc.aio.Server, host: str, port: int) -> int:
+def open_grpc_port(
+    server: grpc.aio.Server,
+    host: str,
+    port: int,
+    credentials: grpc.ServerCredentials | None = None,
+) -> int:
     """Adds a port to the gRPC server and returns its number; port 0 takes a free one.
+
+    Without credentials there is no TLS.
 
     Raises:
         PortError: naming the port and the flag to change.
@@ -49,7 +56,9 @@ def open_grpc_port(server: grpc.aio.Server, host: str, port: int) -> int:
     # Tried with a plain socket first: gRPC itself fails with several lines of its own on stderr.
     _bind(host, port, "--port").close()
     try:
-        return server.add_insecure_port(address(host, port))
+        if credentials is None:
+            return server.add_insecure_port(address(host, port))
+        return server.add_secure_port(address(host, port), credentials)
     except RuntimeError:
         raise PortError(_explain(host, port, "--port", "it cannot be opened")) from None
 

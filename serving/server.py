@@ -22,6 +22,7 @@ from serving.http import HttpServer, make_app
 from serving.loading import LoadedModel, load_models
 from serving.metrics import EngineLoad, Metrics
 from serving.service import SERVICE_NAME, DiffusionService
+from serving.tls import Certificates
 
 _WATCH_SECONDS = 0.2
 _FLUSH_SECONDS = 3.0
@@ -60,7 +61,7 @@ class Server:
         """Serves until a signal comes or the engine dies; returns the exit code.
 
         Raises:
-            PortError, BundleError, ProviderError: one line; the server cannot start.
+            PortError, TlsError, BundleError, ProviderError: one line; the server cannot start.
         """
         self._metrics.watch_readiness(
             lambda: self._readiness.ready,
@@ -94,6 +95,8 @@ class Server:
     async def _ports(self) -> AsyncIterator[None]:
         """Opens both ports, answers health and metrics on them, and closes them at the end."""
         config = self._config
+        files = config.tls_files
+        credentials = None if files is None else Certificates(files).credentials()
         server = listening.make_grpc_server()
         names = [SERVICE_NAME, health.SERVICE_NAME, reflection.SERVICE_NAME]
         server.add_generic_rpc_handlers(
@@ -103,13 +106,14 @@ class Server:
         with contextlib.closing(
             listening.open_http_port(config.host, config.http_port)
         ) as listener:
-            self.grpc_port = listening.open_grpc_port(server, config.host, config.port)
+            self.grpc_port = listening.open_grpc_port(server, config.host, config.port, credentials)
             self.http_port = int(listener.getsockname()[1])
             http = HttpServer(make_app(self._readiness, self._metrics.exposition), listener)
             await server.start()
             http_task = asyncio.create_task(http.run_until_stopped())
             _log.info(
-                "listening: gRPC %s, HTTP %s; loading",
+                "listening: gRPC%s %s, HTTP %s; loading",
+                "" if credentials is None else " with TLS",
                 listening.address(config.host, self.grpc_port),
                 listening.address(config.host, self.http_port),
             )

@@ -35,6 +35,7 @@ EDGE = {
     "serving.request_id",
     "serving.server",
     "serving.service",
+    "serving.tls",
     "serving.validation",
 }
 

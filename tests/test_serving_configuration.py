@@ -19,6 +19,9 @@ from serving.flags import ConfigurationError, Flag, flags_of
             {"max_images_per_request": 10, "max_queued_images": 9},
             ("--max-images-per-request 10", "--max-queued-images 9"),
         ),
+        ({"tls_cert": Path("c")}, ("--tls-cert", "--tls-key")),
+        ({"tls_key": Path("k")}, ("--tls-cert", "--tls-key")),
+        ({"tls_client_ca": Path("a")}, ("--tls-client-ca", "--tls-cert", "--tls-key")),
     ],
 )
 def test_settings_that_contradict_each_other_are_refused_by_name(
