@@ -8,9 +8,13 @@ import subprocess
 import sys
 import tempfile
 import time
+import urllib.error
+import urllib.request
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+
+from prometheus_client.parser import text_string_to_metric_families
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 START_SECONDS = 60.0
@@ -41,6 +45,32 @@ class ServerProcess:
     @property
     def log(self) -> str:
         return self.log_file.read_text(encoding="utf-8")
+
+    def get(self, path: str) -> tuple[int, str]:
+        """The status and the text of a page of the HTTP side."""
+        try:
+            url = f"http://127.0.0.1:{self.http_port}{path}"
+            with urllib.request.urlopen(url, timeout=10) as answer:
+                return answer.status, answer.read().decode()
+        except urllib.error.HTTPError as error:
+            with error:
+                return error.code, error.read().decode()
+
+    def metrics(self) -> dict[tuple[str, frozenset[tuple[str, str]]], float]:
+        """Every sample, by its name and its labels."""
+        return {
+            (sample.name, frozenset(sample.labels.items())): sample.value
+            for family in text_string_to_metric_families(self.get("/metrics")[1])
+            for sample in family.samples
+        }
+
+    def metric(self, name: str, **labels: str) -> float:
+        """One sample; 0 for one that nothing has touched yet."""
+        return self.metrics().get((name, frozenset(labels.items())), 0.0)
+
+    def finished(self, method: str, code: str) -> float:
+        """How many requests of a method ended with a status."""
+        return self.metric("diffusion_requests_finished_total", method=method, code=code)
 
     def signal(self, number: signal.Signals) -> None:
         self.process.send_signal(number)

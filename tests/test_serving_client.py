@@ -1,58 +1,70 @@
-"""The client: pictures where they were asked for, and one readable line when there are none."""
+"""Client and AsyncClient against a real server: what they return is what the server drew.
 
-import socket
-import subprocess
-import sys
+Each test runs for both clients.
+"""
+
+import asyncio
+import inspect
 import time
 from collections.abc import Callable, Iterator
-from concurrent import futures
-from pathlib import Path
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
 
 import grpc
 import numpy as np
 import pytest
-from click.testing import CliRunner, Result
-from google.rpc import error_details_pb2
 
-from serving import refusal
-from serving.client import ClientError, DiffusionClient
-from serving.client.__main__ import main
-from serving.client.diffusion_client import READINESS
-from serving.images import decode_png, grid
-from simple_diffusion.v1 import diffusion_pb2 as pb
+from serving.client import (
+    AsyncClient,
+    AsyncImageStream,
+    CallCancelledError,
+    Client,
+    ClientError,
+    GeneratedImage,
+    Generation,
+    ImageStream,
+    InvalidArgumentError,
+    NotFoundError,
+    Preview,
+    UnavailableError,
+    errors,
+)
+from tests.client_harness import BlockingClient, nobody_listening
 from tests.fakes import write_tiny_bundle
-from tests.server_process import ServerProcess, environment, running_server
+from tests.server_process import ServerProcess, running_server
+
+MakeClient = Callable[..., Any]
 
 
 @pytest.fixture(scope="module")
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ServerProcess]:
-    bundle = write_tiny_bundle(tmp_path_factory.mktemp("bundles") / "tiny")
+    bundle = write_tiny_bundle(
+        tmp_path_factory.mktemp("bundles") / "tiny", num_train_timesteps=1000
+    )
     with running_server(bundle, flags=("--max-images-per-request", "50")) as running:
         yield running
 
 
-@pytest.fixture(scope="module")
-def client(server: ServerProcess) -> Iterator[DiffusionClient]:
-    with DiffusionClient(server.target, timeout_seconds=30) as connected:
-        yield connected
-
-
-def run(target: str, command: str, *arguments: object) -> Result:
-    return CliRunner().invoke(main, [command, "--target", target, *map(str, arguments)])
+@pytest.fixture(params=[Client, BlockingClient], ids=["sync", "asyncio"])
+def make_client(request: pytest.FixtureRequest) -> MakeClient:
+    made: MakeClient = request.param
+    return made
 
 
 @pytest.fixture
-def nobody() -> Iterator[str]:
-    """HOST:PORT where nobody listens, and nobody will."""
-    with socket.socket() as reserved:
-        reserved.bind(("127.0.0.1", 0))
-        yield f"127.0.0.1:{reserved.getsockname()[1]}"
+def client(server: ServerProcess, make_client: MakeClient) -> Iterator[Any]:
+    with make_client(server.target, timeout_seconds=30) as connected:
+        yield connected
 
 
-# The library
+def pixels(generation: Generation) -> list[bytes]:
+    return [image.pixels.tobytes() for image in generation.images]
 
 
-def test_a_generation_holds_the_images_and_how_they_were_made(client: DiffusionClient) -> None:
+# generate
+
+
+def test_a_generation_holds_the_images_and_how_they_were_made(client: Any) -> None:
     made = client.generate(
         1, 6, seed=5, sampler="ddim", num_steps=7, guidance_scale=1.5, first_index=2, model="tiny"
     )
@@ -65,16 +77,14 @@ def test_a_generation_holds_the_images_and_how_they_were_made(client: DiffusionC
     assert made.compute_seconds > 0
 
 
-def test_a_drawn_seed_draws_the_same_again(client: DiffusionClient) -> None:
+def test_a_drawn_seed_draws_the_same_again(client: Any) -> None:
     drawn = client.generate(0, 3)
-    again = client.generate(0, 3, seed=drawn.seed)
-    assert [image.pixels.tobytes() for image in again.images] == [
-        image.pixels.tobytes() for image in drawn.images
-    ]
+    assert pixels(client.generate(0, 3, seed=drawn.seed)) == pixels(drawn)
+    assert client.generate(0).seed != drawn.seed
 
 
-def test_violations_are_listed(client: DiffusionClient) -> None:
-    with pytest.raises(ClientError) as caught:
+def test_violations_are_listed(client: Any) -> None:
+    with pytest.raises(InvalidArgumentError) as caught:
         client.generate(99, 51)
     assert caught.value.code == "INVALID_ARGUMENT"
     assert caught.value.violations == (
@@ -84,305 +94,233 @@ def test_violations_are_listed(client: DiffusionClient) -> None:
     assert "\n" not in str(caught.value)
 
 
-def test_an_unknown_sampler_is_refused_before_anything_is_sent(client: DiffusionClient) -> None:
+def test_an_unknown_model_is_not_found(client: Any) -> None:
+    with pytest.raises(NotFoundError, match="this server has tiny"):
+        client.generate(0, model="other")
+
+
+def test_a_value_that_fits_no_message_is_refused_before_anything_is_sent(client: Any) -> None:
     with pytest.raises(ValueError, match="ddpm, ddim, dpmpp_2m"):
         client.generate(0, sampler="euler")
+    with pytest.raises(ValueError, match="seed must be in"):
+        client.stream(0, seed=-1)
 
 
-def test_health_and_models_are_what_the_server_says(client: DiffusionClient) -> None:
+@pytest.mark.parametrize("seconds", [0, -1.0, float("nan")])
+def test_no_time_is_refused(server: ServerProcess, make_client: Any, seconds: float) -> None:
+    with pytest.raises(ValueError, match="timeout_seconds must be above 0"):
+        make_client(server.target, timeout_seconds=seconds)
+
+
+# stream
+
+
+def test_a_stream_draws_what_generate_draws_and_says_how(client: Any) -> None:
+    options: dict[str, Any] = {"seed": 11, "sampler": "dpmpp_2m", "num_steps": 6, "first_index": 3}
+    whole = client.generate(2, 9, **options)
+    with client.stream(2, 9, **options) as stream:
+        assert stream.seed == 11
+        images = sorted(stream, key=lambda image: image.index)
+    assert all(isinstance(image, GeneratedImage) for image in images)
+    assert [image.index for image in images] == list(range(3, 12))
+    assert [image.pixels.tobytes() for image in images] == pixels(whole)
+    summary = stream.summary
+    assert (summary.label, summary.seed, summary.model) == (2, 11, "tiny")
+    assert (summary.sampler, summary.num_steps) == ("dpmpp_2m", 6)
+
+
+def test_previews_come_before_their_image(client: Any) -> None:
+    events = list(client.stream(1, 2, seed=3, num_steps=40, preview_every=10))
+    seen: set[int] = set()
+    for event in events:
+        assert event.index not in seen, "a preview of a finished image"
+        assert event.pixels.shape == (4, 4, 1)
+        if isinstance(event, Preview):
+            assert event.step in (10, 20, 30)
+        else:
+            seen.add(event.index)
+    assert seen == {0, 1}
+    assert any(isinstance(event, Preview) for event in events)
+
+
+def test_a_stream_that_is_left_early_stops_the_work(server: ServerProcess, client: Any) -> None:
+    cancelled = server.finished("GenerateStream", "CANCELLED")
+    with client.stream(0, 50, num_steps=1000, preview_every=1) as stream:
+        next(stream)
+    assert list(stream) == []
+    assert stream.summary is None
+    deadline_seconds = time.monotonic() + 10
+    while server.finished("GenerateStream", "CANCELLED") == cancelled:
+        assert time.monotonic() < deadline_seconds
+        time.sleep(0.01)
+
+
+def test_a_stream_that_is_refused_raises_when_it_is_read_and_is_over(client: Any) -> None:
+    stream = client.stream(77, 3)
+    with pytest.raises(InvalidArgumentError, match=r"label: 77 is not in 0\.\.2"):
+        next(stream)
+    assert list(stream) == []
+
+
+# models, health, wait_ready
+
+
+def test_models_are_typed_values(client: Any) -> None:
+    catalog = client.models()
+    [model] = catalog.models
+    assert (model.name, model.version, model.label_names) == (
+        "tiny", "1.0.0", ("zero", "one", "two"),
+    )  # fmt: skip
+    assert (model.width, model.height, model.channels) == (4, 4, 1)
+    assert (model.default_sampler, model.default_num_steps) == ("ddpm", 4)
+    assert model.num_train_timesteps == 1000
+    assert model.default_guidance_scale == 1.0
+    assert catalog.max_images_per_request == 50
+    assert catalog.max_guidance_scale == 20.0
+    assert set(catalog.samplers) == {"ddpm", "ddim", "dpmpp_2m", "ddim_stochastic"}
+
+
+def test_health_is_what_the_server_says(client: Any) -> None:
     assert client.health() == client.health("") == "SERVING"
-    with pytest.raises(ClientError, match="no service 'nobody'"):
+    with pytest.raises(NotFoundError, match="no service 'nobody'"):
         client.health("nobody")
-    models = client.list_models()
-    assert [model.name for model in models.models] == ["tiny"]
-    client.wait_until_ready(5)
+    client.wait_ready(5)
 
 
-def test_nobody_there_is_said_with_what_to_do(nobody: str) -> None:
-    with DiffusionClient(nobody) as client, pytest.raises(ClientError) as caught:
-        client.generate(0)
-    port = nobody.rpartition(":")[2]
-    assert str(caught.value) == (
-        f"no server answers at {nobody}; start one with: python -m serving --port {port}"
-    )
-    assert caught.value.code == "UNAVAILABLE"
+def test_nobody_there_is_said_with_what_to_do(make_client: MakeClient) -> None:
+    with nobody_listening() as target:
+        port = target.rpartition(":")[2]
+        with make_client(target) as client, pytest.raises(UnavailableError) as caught:
+            client.generate(0)
+        assert str(caught.value) == (
+            f"no server answers at {target}; start one with: python -m serving --port {port}"
+        )
+        assert caught.value.code == "UNAVAILABLE"
 
 
-def test_waiting_for_a_server_that_never_comes_ends(nobody: str) -> None:
+def test_waiting_for_a_server_that_never_comes_ends(make_client: MakeClient) -> None:
     begin = time.monotonic()
-    with DiffusionClient(nobody) as client, pytest.raises(ClientError, match="no server answers"):
-        client.wait_until_ready(0.5)
+    with (
+        nobody_listening() as target,
+        make_client(target) as client,
+        pytest.raises(UnavailableError, match="no server answers"),
+    ):
+        client.wait_ready(0.5)
     assert time.monotonic() - begin < 10
 
 
-# Retries, against a server that does as it is told
-
-Answer = Callable[[grpc.ServicerContext], pb.GenerateResponse]
+# Closing
 
 
-class Scripted:
-    """Answers Generate with its answers one after the other, and notes when it was asked."""
-
-    def __init__(self, answers: list[Answer]) -> None:
-        self.answers = answers
-        self.asked_seconds: list[float] = []
-
-    def generate(
-        self, request: pb.GenerateRequest, context: grpc.ServicerContext
-    ) -> pb.GenerateResponse:
-        self.asked_seconds.append(time.monotonic())
-        return self.answers[min(len(self.asked_seconds), len(self.answers)) - 1](context)
-
-
-def refuse(error: refusal.RefusedError) -> Answer:
-    def answer(context: grpc.ServicerContext) -> pb.GenerateResponse:
-        context.set_trailing_metadata(error.trailing_metadata)
-        context.abort(error.code, error.message)
-        raise AssertionError
-
-    return answer
-
-
-def accept(_: grpc.ServicerContext) -> pb.GenerateResponse:
-    return pb.GenerateResponse(seed=12)
-
-
-@pytest.fixture
-def scripted() -> Iterator[Callable[[list[Answer]], tuple[Scripted, str]]]:
-    servers = []
-
-    def start(answers: list[Answer]) -> tuple[Scripted, str]:
-        server = grpc.server(futures.ThreadPoolExecutor(2))
-        servicer = Scripted(answers)
-        method = grpc.unary_unary_rpc_method_handler(
-            servicer.generate,
-            request_deserializer=pb.GenerateRequest.FromString,
-            response_serializer=pb.GenerateResponse.SerializeToString,
-        )
-        handler = grpc.method_handlers_generic_handler(READINESS, {"Generate": method})
-        server.add_generic_rpc_handlers((handler,))
-        port = server.add_insecure_port("127.0.0.1:0")
-        server.start()
-        servers.append(server)
-        return servicer, f"127.0.0.1:{port}"
-
-    yield start
-    for server in servers:
-        server.stop(0).wait()
-
-
-def test_a_refusal_is_retried_when_the_server_said_so(scripted: Callable) -> None:
-    servicer, target = scripted([refuse(refusal.queue_full(9, 9, 0.6)), accept])
-    with DiffusionClient(target, timeout_seconds=20) as client:
-        assert client.generate(0).seed == 12
-    first, second = servicer.asked_seconds
-    assert 0.55 < second - first < 5
-
-
-def test_an_unavailable_server_is_tried_again(scripted: Callable) -> None:
-    servicer, target = scripted([refuse(refusal.unavailable("starting"))] * 2 + [accept])
-    with DiffusionClient(target, timeout_seconds=20) as client:
-        assert client.generate(0).seed == 12
-    assert len(servicer.asked_seconds) == 3
-
-
-def test_retries_end_and_the_refusal_says_when_to_come_back(scripted: Callable) -> None:
-    servicer, target = scripted([refuse(refusal.queue_full(9, 9, 0.05))])
-    with (
-        DiffusionClient(target, timeout_seconds=20) as client,
-        pytest.raises(ClientError, match="the queue is full") as caught,
-    ):
+def test_a_closed_client_says_so(server: ServerProcess) -> None:
+    client = Client(server.target)
+    client.close()
+    with pytest.raises(CallCancelledError, match="the client was closed"):
         client.generate(0)
-    assert caught.value.code == "RESOURCE_EXHAUSTED"
-    assert caught.value.retry_after_seconds == 0.05
-    assert len(servicer.asked_seconds) == 5
+    with pytest.raises(CallCancelledError, match="the client was closed"):
+        next(client.stream(0))
 
 
-def test_what_is_wrong_for_good_is_not_retried(scripted: Callable) -> None:
-    servicer, target = scripted([refuse(refusal.internal("abc")), accept])
-    with (
-        DiffusionClient(target, timeout_seconds=20) as client,
-        pytest.raises(ClientError, match="error id abc"),
-    ):
-        client.generate(0)
-    assert len(servicer.asked_seconds) == 1
+def test_closing_ends_what_runs(server: ServerProcess) -> None:
+    client = Client(server.target)
+    with ThreadPoolExecutor(2) as threads:
+        events = client.stream(0, 50, num_steps=1000, preview_every=1)
+        next(events)
+        running = threads.submit(client.generate, 0, 50, num_steps=1000)
+        client.close()
+        with pytest.raises(CallCancelledError):
+            list(events)
+        with pytest.raises(CallCancelledError):
+            running.result(20)
 
 
-def test_retries_can_be_turned_off(scripted: Callable) -> None:
-    servicer, target = scripted([refuse(refusal.unavailable("draining")), accept])
-    with (
-        DiffusionClient(target, retry=False) as client,
-        pytest.raises(ClientError, match="this server is draining"),
-    ):
-        client.generate(0)
-    assert len(servicer.asked_seconds) == 1
-
-
-def test_an_answer_that_does_not_come_in_time_is_an_error(scripted: Callable) -> None:
-    def sleep(_: grpc.ServicerContext) -> pb.GenerateResponse:
-        time.sleep(1)
-        return pb.GenerateResponse()
-
-    _, target = scripted([sleep])
-    with (
-        DiffusionClient(target) as client,
-        pytest.raises(ClientError, match="did not come in time") as caught,
-    ):
-        client.generate(0, timeout_seconds=0.2)
-    assert caught.value.code == "DEADLINE_EXCEEDED"
-
-
-def test_another_kind_of_server_is_recognised(scripted: Callable) -> None:
-    _, target = scripted([accept])
-    with (
-        DiffusionClient(target) as client,
-        pytest.raises(ClientError, match="not a simple-diffusion server"),
-    ):
-        client.health()
-
-
-def test_an_error_with_details_of_an_unknown_kind_is_still_an_error(scripted: Callable) -> None:
-    error = refusal.RefusedError(
-        grpc.StatusCode.INTERNAL, "odd", details=[error_details_pb2.Help()]
-    )
-    _, target = scripted([refuse(error)])
-    with DiffusionClient(target) as client, pytest.raises(ClientError, match="odd"):
-        client.generate(0)
-
-
-# The command line
-
-
-def test_generate_writes_a_grid_of_exactly_the_images(
-    server: ServerProcess, client: DiffusionClient, tmp_path: Path
+async def test_closing_ends_what_runs_in_asyncio_without_cancelling_the_task(
+    server: ServerProcess,
 ) -> None:
-    output = tmp_path / "new directory" / "ones.png"
-    ended = run(
-        server.target, "generate", "--label", 1, "--count", 9, "--seed", 3, "--output", output
-    )
-    assert ended.exit_code == 0, ended.output
-    expected = grid([image.pixels for image in client.generate(1, 9, seed=3).images])
-    assert np.array_equal(decode_png(output.read_bytes()), expected)
-    for part in (str(output), "9 images", "images/s", "tiny 1.0.0", "seed 3"):
-        assert part in ended.output
+    client = AsyncClient(server.target)
+    events = client.stream(0, 50, num_steps=1000, preview_every=1)
+    await anext(events)
+    running = asyncio.create_task(client.generate(0, 50, num_steps=1000))
+    await asyncio.sleep(0)
+    await client.aclose()
+    with pytest.raises(CallCancelledError):
+        [event async for event in events]
+    with pytest.raises(CallCancelledError):
+        await running
+    with pytest.raises(CallCancelledError, match="the client was closed"):
+        await client.models()
 
 
-def test_generate_writes_a_row_for_each_label(
-    server: ServerProcess, client: DiffusionClient, tmp_path: Path
-) -> None:
-    output = tmp_path / "all.png"
-    labels = [argument for label in (0, 1, 2) for argument in ("--label", label)]
-    ended = run(server.target, "generate", *labels, "--count", 4, "--seed", 3, "--output", output)
-    assert ended.exit_code == 0, ended.output
-    images = [
-        image.pixels for label in range(3) for image in client.generate(label, 4, seed=3).images
-    ]
-    assert np.array_equal(decode_png(output.read_bytes()), grid(images, columns=4))
+async def test_a_cancelled_task_is_cancelled_and_its_call_too(server: ServerProcess) -> None:
+    async with AsyncClient(server.target) as client:
+        cancelled = server.finished("Generate", "CANCELLED")
+        running = asyncio.create_task(client.generate(0, 50, num_steps=1000))
+        while server.metric("diffusion_lanes_in_use", model="tiny") == 0:
+            await asyncio.sleep(0.01)
+        running.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await running
+        async with asyncio.timeout(10):
+            while server.finished("Generate", "CANCELLED") == cancelled:
+                await asyncio.sleep(0.01)
 
 
-def test_generate_writes_one_file_for_each_image(
-    server: ServerProcess, client: DiffusionClient, tmp_path: Path
-) -> None:
-    options = ("--sampler", "dpmpp_2m", "--num-steps", 6, "--guidance-scale", 2.5)
-    more = ("--first-index", 8, "--model", "tiny", "--timeout-seconds", 20)
-    ended = run(
-        server.target, "generate", "--label", 2, "--count", 3, "--seed", 4,
-        "--output-dir", tmp_path, *options, *more,
-    )  # fmt: skip
-    assert ended.exit_code == 0, ended.output
-    written = {path.relative_to(tmp_path).as_posix(): path for path in tmp_path.rglob("*.png")}
-    assert sorted(written) == ["2/00008.png", "2/00009.png", "2/00010.png"]
-    made = client.generate(
-        2, 3, seed=4, sampler="dpmpp_2m", num_steps=6, guidance_scale=2.5, first_index=8
-    )
-    for image in made.images:
-        file = written[f"2/{image.index:05d}.png"]
-        assert np.array_equal(decode_png(file.read_bytes()), image.pixels)
+async def test_many_calls_run_at_once_in_one_loop(server: ServerProcess) -> None:
+    async with AsyncClient(server.target) as client:
+        made = await asyncio.gather(*(client.generate(1, 2, seed=seed) for seed in range(20)))
+    assert [each.seed for each in made] == list(range(20))
 
 
-def test_a_seed_that_was_drawn_is_printed(server: ServerProcess, tmp_path: Path) -> None:
-    outputs = []
-    for name in ("first.png", "second.png"):
-        seed = ("--seed", outputs[0].split()[-1]) if outputs else ()
-        ended = run(server.target, "generate", "--label", 0, "--output", tmp_path / name, *seed)
-        outputs.append(ended.output)
-    first, second = (tmp_path / name for name in ("first.png", "second.png"))
-    assert first.read_bytes() == second.read_bytes()
+def test_threads_share_a_client(server: ServerProcess) -> None:
+    with Client(server.target) as client, ThreadPoolExecutor(8) as threads:
+        made = list(threads.map(lambda seed: client.generate(1, 2, seed=seed), range(40)))
+    assert [each.seed for each in made] == list(range(40))
 
 
-def test_bad_fields_are_listed_one_per_line(server: ServerProcess, tmp_path: Path) -> None:
-    ended = run(
-        server.target, "generate", "--label", 8, "--count", 60, "--output", tmp_path / "x.png"
-    )
-    assert ended.exit_code == 1
-    assert ended.stderr.splitlines() == [
-        "error: INVALID_ARGUMENT: the server refuses the request",
-        "  label: 8 is not in 0..2",
-        "  count: 60 is not in 1..50",
-    ]
-    assert not (tmp_path / "x.png").exists()
+# One library
 
 
 @pytest.mark.parametrize(
-    ("command", "arguments"),
-    [("generate", ("--label", 0, "--output", "never.png")), ("health", ()), ("models", ())],
+    ("one", "other", "renamed"),
+    [
+        (Client, AsyncClient, {"close": "aclose"}),
+        (ImageStream, AsyncImageStream, {"close": "aclose"}),
+    ],
 )
-def test_no_server_is_one_line_and_exit_code_1(
-    nobody: str, command: str, arguments: tuple[object, ...]
+def test_both_clients_have_the_same_methods_with_the_same_arguments(
+    one: type, other: type, renamed: dict[str, str]
 ) -> None:
-    ended = run(nobody, command, *arguments)
-    assert ended.exit_code == 1
-    (line,) = ended.stderr.splitlines()
-    assert line.startswith(f"error: no server answers at {nobody}; start one with: python -m")
+    def signatures(kind: type) -> dict[str, list[str]]:
+        found = {}
+        for name, member in inspect.getmembers(kind):
+            if not name.startswith("_") or name == "__init__":
+                found[name] = list(inspect.signature(member).parameters) if callable(member) else []
+        return found
+
+    expected = {renamed.get(name, name): value for name, value in signatures(one).items()}
+    assert signatures(other) == expected
 
 
-def test_a_file_that_cannot_be_written_is_one_line(server: ServerProcess, tmp_path: Path) -> None:
-    (tmp_path / "file").write_text("in the way")
-    ended = run(server.target, "generate", "--label", 0, "--output", tmp_path / "file" / "x.png")
-    assert ended.exit_code == 1
-    (line,) = ended.stderr.splitlines()
-    assert line.startswith("error: cannot write")
+def test_every_error_is_a_client_error_with_the_code_of_its_status() -> None:
+    class Failed(grpc.RpcError):
+        def __init__(self, code: grpc.StatusCode) -> None:
+            self.status = code
 
+        def code(self) -> grpc.StatusCode:
+            return self.status
 
-def test_nowhere_to_write_is_a_usage_error(server: ServerProcess) -> None:
-    ended = run(server.target, "generate", "--label", 0)
-    assert ended.exit_code == 2
-    assert "--output" in ended.stderr
+        def details(self) -> str:
+            return "why"
 
+        def trailing_metadata(self) -> tuple[()]:
+            return ()
 
-def test_health_says_alive_and_ready(server: ServerProcess) -> None:
-    ended = run(server.target, "health", "--wait-seconds", 5)
-    assert ended.exit_code == 0
-    assert ended.output == "process SERVING\nready   SERVING\n"
-
-
-def test_models_lists_names_shapes_defaults_and_labels(server: ServerProcess) -> None:
-    ended = run(server.target, "models")
-    assert ended.exit_code == 0
-    assert ended.output.splitlines() == [
-        "tiny 1.0.0: 4x4 grey, ddpm 4 of 20 steps, guidance 1",
-        "  0  zero",
-        "  1  one",
-        "  2  two",
-        "at most 50 images per request",
-    ]
-
-
-def test_the_command_runs_as_a_module_without_the_servers_libraries(nobody: str) -> None:
-    code = (
-        "import sys, runpy\n"
-        "for name in ('onnxruntime', 'uvicorn', 'starlette', 'prometheus_client'):\n"
-        "    sys.modules[name] = None\n"
-        "sys.argv = ['serving.client', 'health', '--target', sys.argv[1]]\n"
-        "runpy.run_module('serving.client', run_name='__main__')\n"
-    )
-    ended = subprocess.run(
-        [sys.executable, "-W", "error", "-c", code, nobody],
-        capture_output=True,
-        text=True,
-        timeout=60,
-        env=environment(),
-        check=False,
-    )
-    assert ended.returncode == 1
-    assert ended.stderr.startswith(f"error: no server answers at {nobody}")
+    for status in grpc.StatusCode:
+        if status is grpc.StatusCode.OK:
+            continue
+        made = errors.from_rpc_error(Failed(status), "host:1")
+        assert isinstance(made, ClientError)
+        assert made.code == status.name
+        words = "".join(word.title() for word in status.name.split("_"))
+        expected = {"Cancelled": "CallCancelledError"}.get(words, f"{words}Error")
+        assert type(made).__name__ == (expected if hasattr(errors, expected) else "ClientError")

@@ -7,8 +7,6 @@ import signal
 import socket
 import threading
 import time
-import urllib.error
-import urllib.request
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
@@ -23,7 +21,7 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from serving import server as server_module
 from serving.__main__ import main, serve
-from serving.client import ClientError, DiffusionClient, Generation
+from serving.client import Client, ClientError, Generation
 from serving.configuration import ServerConfig
 from serving.engine import Engine
 from serving.loading import LoadedModel, load_models
@@ -51,18 +49,8 @@ def slow(tmp_path_factory: pytest.TempPathFactory) -> Path:
     )
 
 
-def client(server: ServerProcess) -> DiffusionClient:
-    return DiffusionClient(server.target, timeout_seconds=60, retry=False)
-
-
-def get(server: ServerProcess, path: str) -> tuple[int, str]:
-    url = f"http://127.0.0.1:{server.http_port}{path}"
-    try:
-        with urllib.request.urlopen(url, timeout=10) as answer:
-            return answer.status, answer.read().decode()
-    except urllib.error.HTTPError as error:
-        with error:
-            return error.code, error.read().decode()
+def client(server: ServerProcess) -> Client:
+    return Client(server.target, timeout_seconds=60, retry=None)
 
 
 def pixels(generation: Generation) -> list[bytes]:
@@ -82,11 +70,11 @@ def until(condition: Callable[[], bool], timeout_seconds: float = 20.0) -> None:
 def test_a_server_serves_and_its_pages_and_counters_say_so(tiny: Path) -> None:
     with running_server(tiny) as server, client(server) as caller:
         assert caller.health() == caller.health("") == "SERVING"
-        assert [get(server, path)[0] for path in ("/livez", "/readyz")] == [200, 200]
+        assert [server.get(path)[0] for path in ("/livez", "/readyz")] == [200, 200]
         assert len(caller.generate(2, 5).images) == 5
         with pytest.raises(ClientError, match=r"3 is not in 0\.\.2"):
             caller.generate(3)
-        status, body = get(server, "/metrics")
+        status, body = server.get("/metrics")
         assert status == 200
         samples = {
             (sample.name, *sorted(sample.labels.values())): sample.value
@@ -137,7 +125,7 @@ def test_several_models_of_other_shapes_serve_side_by_side(tiny: Path, tmp_path:
         label_names=("T-shirt/top", "Bag"),
     )
     with running_server(colour, tiny) as server, client(server) as caller:
-        models = caller.list_models().models
+        models = caller.models().models
         assert [model.name for model in models] == ["colour", "tiny"]
         assert list(models[0].label_names) == ["T-shirt/top", "Bag"]
         assert caller.generate(1).images[0].pixels.shape == (8, 6, 3)
@@ -153,7 +141,7 @@ def test_every_flag_is_an_environment_variable_too(tiny: Path) -> None:
         "SIMPLE_DIFFUSION_LOG_LEVEL": "debug",
     }
     with running_server(variables=variables) as server, client(server) as caller:
-        assert caller.list_models().max_images_per_request == 3
+        assert caller.models().max_images_per_request == 3
         with pytest.raises(ClientError, match=r"count: 4 is not in 1\.\.3"):
             caller.generate(0, 4)
         assert "DEBUG" in server.log
@@ -183,7 +171,7 @@ def start(server: ServerProcess, threads: ThreadPoolExecutor, requests: int) -> 
     until(
         lambda: (
             f'requests_started_total{{method="Generate"}} {float(requests)}'
-            in get(server, "/metrics")[1]
+            in server.get("/metrics")[1]
         )
     )
     return asked
@@ -193,8 +181,8 @@ def test_sigterm_finishes_what_was_accepted_and_refuses_what_is_new(slow: Path) 
     with running_server(slow) as server, ThreadPoolExecutor(8) as threads:
         asked = start(server, threads, 3)
         server.signal(signal.SIGTERM)
-        until(lambda: get(server, "/readyz") == (503, "draining\n"))
-        assert get(server, "/livez")[0] == 200
+        until(lambda: server.get("/readyz") == (503, "draining\n"))
+        assert server.get("/livez")[0] == 200
         with client(server) as caller:
             assert caller.health() == "NOT_SERVING"
             with pytest.raises(ClientError, match="this server is draining"):
@@ -208,7 +196,7 @@ def test_sigterm_finishes_what_was_accepted_and_refuses_what_is_new(slow: Path) 
 def test_a_grace_period_still_accepts(tiny: Path) -> None:
     with running_server(tiny, flags=("--drain-grace-seconds", "3")) as server:
         server.signal(signal.SIGTERM)
-        until(lambda: get(server, "/readyz") == (503, "lame duck\n"))
+        until(lambda: server.get("/readyz") == (503, "lame duck\n"))
         with client(server) as caller:
             assert len(caller.generate(0).images) == 1
         assert server.exit_code() == 0
@@ -233,7 +221,7 @@ def test_a_second_signal_exits_at_once(slow: Path) -> None:
     with running_server(slow) as server, ThreadPoolExecutor(8) as threads:
         asked = start(server, threads, 3)
         server.signal(signal.SIGTERM)
-        until(lambda: get(server, "/readyz")[0] == 503)
+        until(lambda: server.get("/readyz")[0] == 503)
         begin = time.monotonic()
         server.signal(signal.SIGTERM)
         assert server.exit_code() == 128 + signal.SIGTERM

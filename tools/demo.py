@@ -17,7 +17,7 @@ from pathlib import Path
 import click
 import numpy as np
 
-from serving.client import ClientError, DiffusionClient, Generation
+from serving.client import Client, ClientError, Generation
 from serving.images import Pixels, encode_png, grid
 
 READY_SECONDS = 60.0
@@ -68,9 +68,9 @@ def _failure(message: str, log_file: Path) -> click.ClickException:
     return click.ClickException(f"{message}. It said:\n{log_file.read_text(errors='replace')}")
 
 
-def ask_for_every_label(client: DiffusionClient, count: int, seed: int) -> list[Generation]:
+def ask_for_every_label(client: Client, count: int, seed: int) -> list[Generation]:
     """Returns `count` images of each label of the server's first model; one request a label."""
-    labels = range(len(client.list_models().models[0].label_names))
+    labels = range(len(client.models().models[0].label_names))
     with ThreadPoolExecutor(max_workers=len(labels)) as threads:
         return list(threads.map(lambda label: client.generate(label, count, seed=seed), labels))
 
@@ -94,7 +94,7 @@ def main(model: Path, output: Path, count: int, seed: int, scale: int) -> None:
     with running_server(model) as target:
         ready_seconds = time.monotonic() - start_seconds
         click.echo(f"server  {target}, ready after {ready_seconds:.1f} s")
-        with DiffusionClient(target) as client:
+        with Client(target) as client:
             asked_seconds = time.monotonic()
             try:
                 generations = ask_for_every_label(client, count, seed)

@@ -11,30 +11,17 @@ from typing import ParamSpec
 
 import click
 
-from serving.client.diffusion_client import (
-    DEFAULT_TARGET,
-    READINESS,
-    SAMPLERS,
-    DiffusionClient,
-    Generation,
-)
+from serving.client.connection import READINESS
 from serving.client.errors import ClientError
+from serving.client.options import Connection, connection_options
+from serving.client.results import SAMPLERS, Generation
 from serving.images import encode_png, grid
 
-_CALL_SECONDS = 10.0
+_GENERATE_SECONDS = 300.0
+_QUESTION_SECONDS = 10.0
 _SEED_BITS = 53
 
 _P = ParamSpec("_P")
-
-_target = click.option(
-    "--target",
-    default=DEFAULT_TARGET,
-    show_default=True,
-    envvar="SIMPLE_DIFFUSION_TARGET",
-    show_envvar=True,
-    metavar="HOST:PORT",
-    help="Where the server listens.",
-)
 
 
 def _one_line_errors(command: Callable[_P, None]) -> Callable[_P, None]:
@@ -70,7 +57,7 @@ def main() -> None:
 
 
 @main.command()
-@_target
+@connection_options(_GENERATE_SECONDS)
 @click.option(
     "--label",
     "labels",
@@ -119,13 +106,10 @@ def main() -> None:
     show_default=True,
     help="Index of the first image under the seed: continues an earlier request.",
 )
-@click.option(
-    "--timeout-seconds", type=click.FloatRange(0, min_open=True), default=300.0, show_default=True
-)
 @_one_line_errors
 def generate(
     *,
-    target: str,
+    connection: Connection,
     labels: tuple[int, ...],
     count: int,
     seed: int | None,
@@ -137,7 +121,6 @@ def generate(
     num_steps: int | None,
     guidance_scale: float | None,
     first_index: int,
-    timeout_seconds: float,
 ) -> None:
     """Draws images and writes them as PNG."""
     if output is None and output_dir is None:
@@ -146,7 +129,7 @@ def generate(
     chosen_seed = secrets.randbits(_SEED_BITS) if seed is None else seed
     start_seconds = time.monotonic()
     with (
-        DiffusionClient(target, timeout_seconds=timeout_seconds) as client,
+        connection.client() as client,
         ThreadPoolExecutor(len(labels)) as threads,
     ):
         generations = list(
@@ -198,7 +181,7 @@ def _write(path: Path, content: bytes) -> None:
 
 
 @main.command()
-@_target
+@connection_options(_QUESTION_SECONDS)
 @click.option(
     "--wait-seconds",
     type=click.FloatRange(0),
@@ -207,36 +190,39 @@ def _write(path: Path, content: bytes) -> None:
     help="Wait this long for the server to become ready.",
 )
 @_one_line_errors
-def health(target: str, wait_seconds: float) -> None:
-    """Says whether the server is alive and ready; exit code 0 only if it is ready."""
-    with DiffusionClient(target, timeout_seconds=_CALL_SECONDS) as client:
-        if wait_seconds:
-            client.wait_until_ready(wait_seconds)
-        process = client.health("")
-        readiness = client.health(READINESS)
-    click.echo(f"process {process}\nready   {readiness}")
-    if readiness != "SERVING":
+def health(connection: Connection, wait_seconds: float) -> None:
+    """Says whether the server is alive and ready; exit code 0 only if it (each of them) is."""
+    ready = True
+    for target in connection.targets:
+        with connection.client(target) as client:
+            if wait_seconds:
+                client.wait_ready(wait_seconds)
+            process, readiness = client.health(""), client.health(READINESS)
+        if len(connection.targets) > 1:
+            click.echo(target)
+        click.echo(f"process {process}\nready   {readiness}")
+        ready = ready and readiness == "SERVING"
+    if not ready:
         sys.exit(1)
 
 
 @main.command()
-@_target
+@connection_options(_QUESTION_SECONDS)
 @_one_line_errors
-def models(target: str) -> None:
+def models(connection: Connection) -> None:
     """Lists the models of the server, the default first."""
-    with DiffusionClient(target, timeout_seconds=_CALL_SECONDS) as client:
-        response = client.list_models()
-    names = {number: name for name, number in SAMPLERS.items()}
-    for model in response.models:
+    with connection.client() as client:
+        catalog = client.models()
+    for model in catalog.models:
         click.echo(
             f"{model.name} {model.version}: {model.width}x{model.height}"
             f" {'grey' if model.channels == 1 else f'{model.channels} channels'},"
-            f" {names.get(model.default_sampler, '?')} {model.default_num_steps}"
+            f" {model.default_sampler} {model.default_num_steps}"
             f" of {model.num_train_timesteps} steps, guidance {model.default_guidance_scale:g}"
         )
         for label, name in enumerate(model.label_names):
             click.echo(f"  {label}  {name}")
-    click.echo(f"at most {response.max_images_per_request} images per request")
+    click.echo(f"at most {catalog.max_images_per_request} images per request")
 
 
 if __name__ == "__main__":

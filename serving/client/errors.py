@@ -1,11 +1,15 @@
 """What a failed call means for a person: one line, without gRPC's own words."""
 
+from typing import Any as Anything
+
 import grpc
 from google.protobuf.any_pb2 import Any
-from google.protobuf.message import Message
+from google.protobuf.message import DecodeError, Message
 from google.rpc import error_details_pb2, status_pb2
 
 _DETAILS_KEY = "grpc-status-details-bin"
+_PUSHBACK_KEY = "grpc-retry-pushback-ms"
+_REQUEST_ID_KEY = "x-request-id"
 _KINDS = (error_details_pb2.BadRequest, error_details_pb2.RetryInfo, error_details_pb2.ErrorInfo)
 
 
@@ -16,6 +20,7 @@ class ClientError(Exception):
         code: name of the gRPC status, for example "INVALID_ARGUMENT".
         violations: (field, what is wrong with it) for each bad field of the request.
         retry_after_seconds: when the server said to come back, or None.
+        request_id: under which the server's log has the request, or None.
     """
 
     def __init__(
@@ -24,21 +29,104 @@ class ClientError(Exception):
         code: str,
         violations: tuple[tuple[str, str], ...] = (),
         retry_after_seconds: float | None = None,
+        request_id: str | None = None,
     ) -> None:
         super().__init__(message)
         self.code = code
         self.violations = violations
         self.retry_after_seconds = retry_after_seconds
+        self.request_id = request_id
+
+
+class InvalidArgumentError(ClientError):
+    """Fields of the request are bad; `violations` names each of them."""
+
+
+class NotFoundError(ClientError):
+    """The server has no model of that name."""
+
+
+class ResourceExhaustedError(ClientError):
+    """The server is busy; `retry_after_seconds` says when to come back."""
+
+
+class DeadlineExceededError(ClientError):
+    """The answer did not come in time."""
+
+
+class UnavailableError(ClientError):
+    """Nobody answers, or the server is starting or draining."""
+
+
+class UnauthenticatedError(ClientError):
+    """The token is missing or wrong."""
+
+
+class PermissionDeniedError(ClientError):
+    """The token is known and does not allow this."""
+
+
+class InternalError(ClientError):
+    """The server failed at this request; the text holds the id under which it logged why."""
+
+
+class UnimplementedError(ClientError):
+    """What answers is another kind of server."""
+
+
+class CallCancelledError(ClientError):
+    """The call was cancelled: by `close`, or by the server."""
+
+
+_BY_CODE: dict[str, type[ClientError]] = {
+    "CANCELLED": CallCancelledError,
+    "DEADLINE_EXCEEDED": DeadlineExceededError,
+    "INTERNAL": InternalError,
+    "INVALID_ARGUMENT": InvalidArgumentError,
+    "NOT_FOUND": NotFoundError,
+    "PERMISSION_DENIED": PermissionDeniedError,
+    "RESOURCE_EXHAUSTED": ResourceExhaustedError,
+    "UNAUTHENTICATED": UnauthenticatedError,
+    "UNAVAILABLE": UnavailableError,
+    "UNIMPLEMENTED": UnimplementedError,
+}
+
+
+def deadline_exceeded(target: str) -> DeadlineExceededError:
+    """Returns the error of a call whose time is over."""
+    return DeadlineExceededError(
+        f"the answer of {target} did not come in time", "DEADLINE_EXCEEDED"
+    )
+
+
+def closed() -> CallCancelledError:
+    """Returns the error of a call on a client that was closed."""
+    return CallCancelledError("the client was closed", "CANCELLED")
+
+
+def not_ready(target: str) -> UnavailableError:
+    """Returns the error of a wait for readiness that was in vain."""
+    return UnavailableError(f"the server at {target} is not ready", "UNAVAILABLE")
+
+
+def incomplete(target: str) -> InternalError:
+    """Returns the error of a stream that ended well without all that was asked for."""
+    return InternalError(f"the stream of {target} ended without all images", "INTERNAL")
 
 
 def from_rpc_error(error: grpc.RpcError, target: str) -> ClientError:
     """Returns what a failed call to `target` means."""
-    code = error.code().name
-    message = " ".join((error.details() or code).split())
+    # Every error of a call is the call itself, or holds what the call holds.
+    call: Anything = error
+    code: str = call.code().name
+    message = " ".join((call.details() or code).split())
+    metadata: dict[str, str | bytes] = dict(call.trailing_metadata() or ())
     violations: tuple[tuple[str, str], ...] = ()
-    retry_after_seconds: float | None = None
+    pushback = str(metadata.get(_PUSHBACK_KEY))
+    retry_after_seconds = int(pushback) / 1000 if pushback.isdecimal() else None
+    request_id = metadata.get(_REQUEST_ID_KEY)
     answered = False
-    for detail in _details(error):
+    for detail in _details(metadata.get(_DETAILS_KEY)):
         if isinstance(detail, error_details_pb2.BadRequest):
             violations = tuple((v.field, v.description) for v in detail.field_violations)
         elif isinstance(detail, error_details_pb2.RetryInfo):
@@ -51,19 +139,27 @@ def from_rpc_error(error: grpc.RpcError, target: str) -> ClientError:
         if port.isdigit() and port != "50051":
             message += f" --port {port}"
     elif code == "DEADLINE_EXCEEDED":
-        message = f"the answer of {target} did not come in time"
+        message = str(deadline_exceeded(target))
     elif code == "UNIMPLEMENTED":
         message = f"what answers at {target} is not a simple-diffusion server"
-    return ClientError(message, code, violations, retry_after_seconds)
+    kind = _BY_CODE.get(code, ClientError)
+    return kind(
+        message,
+        code,
+        violations,
+        retry_after_seconds,
+        request_id if isinstance(request_id, str) else None,
+    )
 
 
-def _details(error: grpc.RpcError) -> list[Message]:
-    found: list[Message] = []
-    for entry in error.trailing_metadata() or ():
-        if entry.key == _DETAILS_KEY:
-            for packed in status_pb2.Status.FromString(entry.value).details:
-                found += _unpack(packed)
-    return found
+def _details(status: str | bytes | None) -> list[Message]:
+    if not isinstance(status, bytes):
+        return []
+    try:
+        details = status_pb2.Status.FromString(status).details
+    except DecodeError:
+        return []  # whatever it is, the code and the message say enough
+    return [detail for packed in details for detail in _unpack(packed)]
 
 
 def _unpack(packed: Any) -> list[Message]:

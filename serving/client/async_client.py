@@ -1,0 +1,190 @@
+"""The client for asyncio: `AsyncClient`."""
+
+import asyncio
+import time
+from collections.abc import Awaitable, Callable
+from types import TracebackType
+from typing import Any, NamedTuple, Self, TypeVar, Unpack
+
+import grpc
+from grpc_health.v1 import health_pb2, health_pb2_grpc
+
+from serving.client import errors, results
+from serving.client.connection import CHANNEL_OPTIONS, DEFAULT_TARGET, READINESS, Tls
+from serving.client.errors import ClientError, DeadlineExceededError, UnavailableError
+from serving.client.requests import RequestOptions, build_request
+from serving.client.results import Catalog, Generation
+from serving.client.resumption import Resumption
+from serving.client.retry import Attempts, RetryPolicy
+from serving.client.settings import HEALTH_CHECK_SECONDS, HEALTH_POLL_SECONDS, Settings
+from serving.client.streams import AsyncImageStream, cancelled_from_outside
+from simple_diffusion.v1 import diffusion_pb2 as pb
+from simple_diffusion.v1.diffusion_pb2_grpc import DiffusionServiceStub
+
+_RequestT = TypeVar("_RequestT")
+_ResponseT = TypeVar("_ResponseT")
+
+
+class _Server(NamedTuple):
+    """The connection to one target."""
+
+    channel: grpc.aio.Channel
+    diffusion: Any  # the stub with its methods as coroutines
+    health: health_pb2_grpc.HealthStub
+
+
+class AsyncClient:
+    """`Client` for asyncio: the same arguments, methods, results and errors.
+
+    Close it with `aclose`, or use it in an `async with`. It belongs to the event loop in which it
+    is used first.
+    """
+
+    def __init__(
+        self,
+        target: str = DEFAULT_TARGET,
+        *,
+        timeout_seconds: float = 300.0,
+        retry: RetryPolicy | None = RetryPolicy(),  # noqa: B008  (immutable)
+        wait_for_ready: bool = False,
+        tls: Tls | None = None,
+        token: str | None = None,
+    ) -> None:
+        self._settings = Settings.make(target, timeout_seconds, retry, wait_for_ready, token)
+        self._credentials = None if tls is None else tls.credentials()
+        self._closed = asyncio.Event()
+        self._servers: dict[str, _Server] = {}  # made in the event loop, not before there is one
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        await self.aclose()
+
+    async def aclose(self) -> None:
+        """Closes the connections; calls that are running end with CallCancelledError."""
+        self._closed.set()
+        for server in self._servers.values():
+            await server.channel.close(None)
+
+    async def generate(
+        self,
+        label: int,
+        count: int = 1,
+        *,
+        timeout_seconds: float | None = None,
+        **options: Unpack[RequestOptions],
+    ) -> Generation:
+        """Draws `count` images of `label` and returns all of them; see `Client.generate`.
+
+        Raises:
+            ClientError: if the server refuses, fails or cannot be reached.
+            ValueError: if a value does not even fit the message.
+        """
+        request = build_request(label, count, **options)
+        attempts = self._settings.attempts(timeout_seconds)
+        response = await self._call(lambda server: server.diffusion.Generate, request, attempts)
+        return results.parse_generation(label, response)
+
+    def stream(
+        self,
+        label: int,
+        count: int = 1,
+        *,
+        preview_every: int = 0,
+        timeout_seconds: float | None = None,
+        **options: Unpack[RequestOptions],
+    ) -> AsyncImageStream:
+        """Draws images; iterating gives each one as it finishes; see `Client.stream`.
+
+        Raises:
+            ValueError: if a value does not even fit the message. Iterating raises ClientError.
+        """
+        request = build_request(label, count, preview_every=preview_every, **options)
+        attempts = self._settings.attempts(timeout_seconds)
+        return AsyncImageStream(Resumption(request), attempts, self._send_stream, self._pause)
+
+    async def models(self, *, timeout_seconds: float | None = None) -> Catalog:
+        """Returns what the server can draw. Raises ClientError."""
+        attempts = self._settings.attempts(timeout_seconds)
+        request = pb.ListModelsRequest()
+        response = await self._call(lambda server: server.diffusion.ListModels, request, attempts)
+        return results.parse_catalog(response)
+
+    async def health(
+        self, service: str = READINESS, *, timeout_seconds: float | None = None
+    ) -> str:
+        """Returns "SERVING" or "NOT_SERVING"; see `Client.health`. Raises ClientError."""
+        attempts = self._settings.health_attempts(timeout_seconds)
+        request = health_pb2.HealthCheckRequest(service=service)
+        response = await self._call(lambda server: server.health.Check, request, attempts)
+        return results.parse_health(response)
+
+    async def wait_ready(self, timeout_seconds: float) -> None:
+        """Waits until a server is ready for requests.
+
+        Raises:
+            ClientError: if none is ready in time.
+        """
+        end_seconds = time.monotonic() + timeout_seconds
+        while True:
+            failure: ClientError = errors.not_ready(self._settings.target)
+            try:
+                if await self.health(timeout_seconds=HEALTH_CHECK_SECONDS) == "SERVING":
+                    return
+            except (UnavailableError, DeadlineExceededError) as unreachable:
+                failure = unreachable
+            if time.monotonic() + HEALTH_POLL_SECONDS > end_seconds:
+                raise failure
+            await self._pause(HEALTH_POLL_SECONDS)
+
+    async def _call(
+        self,
+        method: Callable[[_Server], Callable[..., Awaitable[_ResponseT]]],
+        request: _RequestT,
+        attempts: Attempts,
+    ) -> _ResponseT:
+        while True:
+            call = method(self._server(attempts.target))
+            timeout = attempts.remaining_seconds()
+            try:
+                return await call(request, timeout=timeout, metadata=self._settings.metadata)
+            except grpc.RpcError as error:
+                wait_seconds = attempts.after(errors.from_rpc_error(error, attempts.target))
+            except asyncio.CancelledError:
+                if self._closed.is_set() and not cancelled_from_outside():
+                    raise errors.closed() from None
+                raise
+            await self._pause(wait_seconds)
+
+    def _send_stream(self, target: str, request: pb.GenerateRequest, timeout: float) -> Any:
+        call = self._server(target).diffusion.GenerateStream
+        return call(request, timeout=timeout, metadata=self._settings.metadata)
+
+    def _server(self, target: str) -> _Server:
+        if self._closed.is_set():
+            raise errors.closed()
+        if target not in self._servers:
+            self._servers[target] = _connect(target, self._credentials)
+        return self._servers[target]
+
+    async def _pause(self, seconds: float) -> None:
+        try:
+            await asyncio.wait_for(self._closed.wait(), seconds)
+        except TimeoutError:
+            return
+        raise errors.closed()
+
+
+def _connect(target: str, credentials: grpc.ChannelCredentials | None) -> _Server:
+    channel = (
+        grpc.aio.insecure_channel(target, CHANNEL_OPTIONS)
+        if credentials is None
+        else grpc.aio.secure_channel(target, credentials, CHANNEL_OPTIONS)
+    )
+    return _Server(channel, DiffusionServiceStub(channel), health_pb2_grpc.HealthStub(channel))

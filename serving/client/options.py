@@ -1,0 +1,116 @@
+"""The flags that every command of `python -m serving.client` has: where to and how to connect."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import wraps
+from pathlib import Path
+from typing import Any, TypeVar
+
+import click
+
+from serving.client.connection import DEFAULT_TARGET, Tls, split_targets
+from serving.client.retry import RetryPolicy
+from serving.client.sync_client import Client
+
+_CommandT = TypeVar("_CommandT", bound=Callable[..., Any])
+
+_FILE = click.Path(exists=True, dir_okay=False, readable=True, path_type=Path)
+
+
+@dataclass(frozen=True, slots=True)
+class Connection:
+    """The values of the flags."""
+
+    target: str
+    timeout_seconds: float
+    max_attempts: int
+    wait_for_ready: bool
+    tls: bool
+    tls_ca: Path | None
+    tls_cert: Path | None
+    tls_key: Path | None
+    token_file: Path | None
+
+    @property
+    def targets(self) -> tuple[str, ...]:
+        """Each server."""
+        return split_targets(self.target)
+
+    def client(self, target: str | None = None) -> Client:
+        """Returns a client of all servers, or of one of them.
+
+        Raises:
+            click.UsageError: if the flags do not fit together.
+        """
+        retry = RetryPolicy(max_attempts=self.max_attempts) if self.max_attempts > 1 else None
+        try:
+            return Client(
+                target or self.target,
+                timeout_seconds=self.timeout_seconds,
+                retry=retry,
+                wait_for_ready=self.wait_for_ready,
+                tls=self._tls(),
+                token=self._token(),
+            )
+        except ValueError as error:
+            raise click.UsageError(str(error)) from None
+
+    def _tls(self) -> Tls | None:
+        if self.tls or self.tls_ca or self.tls_cert or self.tls_key:
+            return Tls(self.tls_ca, self.tls_cert, self.tls_key)
+        return None
+
+    def _token(self) -> str | None:
+        return None if self.token_file is None else self.token_file.read_text("utf-8").strip()
+
+
+def connection_options(timeout_seconds: float) -> Callable[[_CommandT], _CommandT]:
+    """Adds the flags to a command, which gets them as one argument, `connection`."""
+    flags = (
+        click.option(
+            "--target",
+            default=DEFAULT_TARGET,
+            show_default=True,
+            envvar="SIMPLE_DIFFUSION_TARGET",
+            show_envvar=True,
+            metavar="HOST:PORT[,HOST:PORT...]",
+            help="Where the server listens; several servers take turns.",
+        ),
+        click.option(
+            "--timeout-seconds",
+            type=click.FloatRange(0, min_open=True),
+            default=timeout_seconds,
+            show_default=True,
+            help="For each call, all its attempts together.",
+        ),
+        click.option(
+            "--max-attempts",
+            type=click.IntRange(1),
+            default=RetryPolicy().max_attempts,
+            show_default=True,
+            help="How often a call is tried while the server is busy or away.",
+        ),
+        click.option(
+            "--wait-for-ready",
+            is_flag=True,
+            help="While no server is there or ready, try until the time is over.",
+        ),
+        click.option("--tls", is_flag=True, help="Encrypt, and trust the usual authorities."),
+        click.option("--tls-ca", type=_FILE, help="Encrypt, and trust these (PEM) instead."),
+        click.option("--tls-cert", type=_FILE, help="Certificate of this client (PEM)."),
+        click.option("--tls-key", type=_FILE, help="Private key of that (PEM)."),
+        click.option("--token-file", type=_FILE, help="Bearer token that the server asks for."),
+    )
+
+    def decorate(command: _CommandT) -> _CommandT:
+        @wraps(command)
+        def run(**arguments: Any) -> Any:
+            own = {name: arguments.pop(name) for name in Connection.__dataclass_fields__}
+            return command(connection=Connection(**own), **arguments)
+
+        decorated: Any = run
+        for flag in reversed(flags):
+            decorated = flag(decorated)
+        return decorated  # type: ignore[no-any-return]
+
+    return decorate

@@ -1,0 +1,218 @@
+"""The client for programs that wait: `Client`."""
+
+import threading
+import time
+from collections.abc import Callable
+from types import TracebackType
+from typing import Any, NamedTuple, Self, TypeVar, Unpack
+
+import grpc
+from grpc_health.v1 import health_pb2, health_pb2_grpc
+
+from serving.client import errors, results
+from serving.client.connection import CHANNEL_OPTIONS, DEFAULT_TARGET, READINESS, Tls
+from serving.client.errors import ClientError, DeadlineExceededError, UnavailableError
+from serving.client.requests import RequestOptions, build_request
+from serving.client.results import Catalog, Generation
+from serving.client.resumption import Resumption
+from serving.client.retry import Attempts, RetryPolicy
+from serving.client.settings import HEALTH_CHECK_SECONDS, HEALTH_POLL_SECONDS, Settings
+from serving.client.streams import ImageStream
+from simple_diffusion.v1 import diffusion_pb2 as pb
+from simple_diffusion.v1.diffusion_pb2_grpc import DiffusionServiceStub
+
+_RequestT = TypeVar("_RequestT")
+_ResponseT = TypeVar("_ResponseT")
+
+
+class _Server(NamedTuple):
+    """The connection to one target."""
+
+    channel: grpc.Channel
+    diffusion: DiffusionServiceStub
+    health: health_pb2_grpc.HealthStub
+
+
+class Client:
+    """Talks to one server, or to several alike. Safe to use from several threads.
+
+    Close it, or use it in a `with`. `AsyncClient` is the same for asyncio.
+
+    Args:
+        target: HOST:PORT, or several with commas between them, which take turns. A server that
+            cannot be reached is passed over, and what it was asked goes to the next one.
+        timeout_seconds: how long a call may take, attempts and waits together, unless it says
+            otherwise.
+        retry: which failures are tried again and when; None for never.
+        wait_for_ready: try UNAVAILABLE again for as long as there is time, because the server may
+            still be starting.
+        tls: None for a connection that is not encrypted.
+        token: sent as `authorization: Bearer TOKEN`. Without `tls`, everybody on the way can read
+            it.
+
+    Raises:
+        ValueError: for a target, timeout or token that makes no sense.
+        OSError: if a file of `tls` cannot be read.
+    """
+
+    def __init__(
+        self,
+        target: str = DEFAULT_TARGET,
+        *,
+        timeout_seconds: float = 300.0,
+        retry: RetryPolicy | None = RetryPolicy(),  # noqa: B008  (immutable)
+        wait_for_ready: bool = False,
+        tls: Tls | None = None,
+        token: str | None = None,
+    ) -> None:
+        self._settings = Settings.make(target, timeout_seconds, retry, wait_for_ready, token)
+        credentials = None if tls is None else tls.credentials()
+        self._closed = threading.Event()
+        self._servers = {
+            each: _connect(each, credentials) for each in self._settings.rotation.targets
+        }
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Closes the connections; calls that are running end with CallCancelledError."""
+        self._closed.set()
+        for server in self._servers.values():
+            server.channel.close()
+
+    def generate(
+        self,
+        label: int,
+        count: int = 1,
+        *,
+        timeout_seconds: float | None = None,
+        **options: Unpack[RequestOptions],
+    ) -> Generation:
+        """Draws `count` images of `label` and returns all of them.
+
+        Args:
+            label: class index.
+            count: images wanted.
+            timeout_seconds: for this call; None for the client's.
+            **options: seed, model, sampler, num_steps, guidance_scale, first_index; see
+                RequestOptions.
+
+        Raises:
+            ClientError: if the server refuses, fails or cannot be reached.
+            ValueError: if a value does not even fit the message.
+        """
+        request = build_request(label, count, **options)
+        attempts = self._settings.attempts(timeout_seconds)
+        response = self._call(lambda server: server.diffusion.Generate, request, attempts)
+        return results.parse_generation(label, response)
+
+    def stream(
+        self,
+        label: int,
+        count: int = 1,
+        *,
+        preview_every: int = 0,
+        timeout_seconds: float | None = None,
+        **options: Unpack[RequestOptions],
+    ) -> ImageStream:
+        """Draws the images that `generate` draws; iterating gives each one as it finishes.
+
+        A stream that breaks is taken up again where it broke, as the retry policy says.
+
+        Args:
+            label: class index.
+            count: images wanted.
+            preview_every: 0 for none; k for a Preview of each image after every k-th step.
+            timeout_seconds: for the whole stream, from now on; None for the client's.
+            **options: as for `generate`.
+
+        Raises:
+            ValueError: if a value does not even fit the message. Iterating raises ClientError.
+        """
+        request = build_request(label, count, preview_every=preview_every, **options)
+        attempts = self._settings.attempts(timeout_seconds)
+        return ImageStream(Resumption(request), attempts, self._send_stream, self._pause)
+
+    def models(self, *, timeout_seconds: float | None = None) -> Catalog:
+        """Returns what the server can draw. Raises ClientError."""
+        attempts = self._settings.attempts(timeout_seconds)
+        request = pb.ListModelsRequest()
+        response = self._call(lambda server: server.diffusion.ListModels, request, attempts)
+        return results.parse_catalog(response)
+
+    def health(self, service: str = READINESS, *, timeout_seconds: float | None = None) -> str:
+        """Returns "SERVING" or "NOT_SERVING" for readiness, or for the process (service "").
+
+        Of several servers, the first that answers is heard. Nothing is waited for.
+
+        Raises:
+            ClientError: if nobody answers, or the server has no such service.
+        """
+        attempts = self._settings.health_attempts(timeout_seconds)
+        request = health_pb2.HealthCheckRequest(service=service)
+        response = self._call(lambda server: server.health.Check, request, attempts)
+        return results.parse_health(response)
+
+    def wait_ready(self, timeout_seconds: float) -> None:
+        """Waits until a server is ready for requests.
+
+        Raises:
+            ClientError: if none is ready in time.
+        """
+        end_seconds = time.monotonic() + timeout_seconds
+        while True:
+            failure: ClientError = errors.not_ready(self._settings.target)
+            try:
+                if self.health(timeout_seconds=HEALTH_CHECK_SECONDS) == "SERVING":
+                    return
+            except (UnavailableError, DeadlineExceededError) as unreachable:
+                failure = unreachable
+            if time.monotonic() + HEALTH_POLL_SECONDS > end_seconds:
+                raise failure
+            self._pause(HEALTH_POLL_SECONDS)
+
+    def _call(
+        self,
+        method: Callable[[_Server], Callable[..., _ResponseT]],
+        request: _RequestT,
+        attempts: Attempts,
+    ) -> _ResponseT:
+        while True:
+            call = method(self._server(attempts.target))
+            timeout = attempts.remaining_seconds()
+            try:
+                return call(request, timeout=timeout, metadata=self._settings.metadata)
+            except grpc.RpcError as error:
+                wait_seconds = attempts.after(errors.from_rpc_error(error, attempts.target))
+            self._pause(wait_seconds)
+
+    def _send_stream(self, target: str, request: pb.GenerateRequest, timeout: float) -> Any:
+        call = self._server(target).diffusion.GenerateStream
+        return call(request, timeout=timeout, metadata=self._settings.metadata)
+
+    def _server(self, target: str) -> _Server:
+        if self._closed.is_set():
+            raise errors.closed()
+        return self._servers[target]
+
+    def _pause(self, seconds: float) -> None:
+        if self._closed.wait(seconds):
+            raise errors.closed()
+
+
+def _connect(target: str, credentials: grpc.ChannelCredentials | None) -> _Server:
+    channel = (
+        grpc.insecure_channel(target, CHANNEL_OPTIONS)
+        if credentials is None
+        else grpc.secure_channel(target, credentials, CHANNEL_OPTIONS)
+    )
+    return _Server(channel, DiffusionServiceStub(channel), health_pb2_grpc.HealthStub(channel))
