@@ -16,6 +16,7 @@ from serving.listening import PortError
 from serving.network import ProviderError
 from serving.server import Server
 from serving.tls import TlsError
+from serving.tokens import TokensError
 
 _log = logging.getLogger(__name__)
 
@@ -36,7 +37,7 @@ async def serve(config: ServerConfig) -> int:
     """Runs a server; returns the exit code, after one line on stderr if it could not start."""
     try:
         return await Server(config).run()
-    except (PortError, TlsError, BundleError, ProviderError) as error:
+    except (PortError, TlsError, TokensError, BundleError, ProviderError) as error:
         click.echo(f"error: {error}", err=True)
         return 1
 

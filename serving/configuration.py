@@ -31,7 +31,8 @@ class ServerConfig:
     )
     host: str = flag(
         "127.0.0.1",
-        "Address to listen on; 0.0.0.0 for every interface. There is no authentication yet.",
+        "Address to listen on; 0.0.0.0 for every interface. Without --auth-tokens-file or"
+        " --tls-client-ca, whoever reaches it can use it.",
     )
     port: int = flag(50051, "gRPC port; 0 takes a free one.", kind=_PORT)
     http_port: int = flag(
@@ -49,6 +50,12 @@ class ServerConfig:
     tls_client_ca: Path | None = flag(
         None,
         "PEM file with root certificates; clients must then show a certificate that leads to one.",
+        kind=_FILE,
+    )
+    auth_tokens_file: Path | None = flag(
+        None,
+        "File with bearer tokens, one a line: requests need one of them, in the metadata"
+        " `authorization: Bearer TOKEN`. Read again when it changes. Without it there are none.",
         kind=_FILE,
     )
     provider: str = flag(

@@ -13,6 +13,7 @@ from serving.answers import Accepted
 from serving.delivery import Ending
 from serving.metrics import Metrics
 from serving.refusal import RefusedError
+from serving.tokens import Tokens
 
 # A caller's RST_STREAM can reach the server a moment before the server's own timer for the same
 # deadline fires. A cancellation this close to the deadline is counted as the deadline.
@@ -85,10 +86,16 @@ class Exchange:
 
 
 class Exchanges:
-    """The requests of a service. Belongs to one event loop."""
+    """The requests of a service. Belongs to one event loop.
 
-    def __init__(self, metrics: Metrics) -> None:
+    Args:
+        metrics: where they are counted.
+        tokens: whose tokens are asked for; None asks for none.
+    """
+
+    def __init__(self, metrics: Metrics, tokens: Tokens | None = None) -> None:
         self._metrics = metrics
+        self._tokens = tokens
         self._active = 0
         self._idle = asyncio.Event()
         self._idle.set()
@@ -114,6 +121,8 @@ class Exchanges:
         code = grpc.StatusCode.OK
         refused: RefusedError | None = None
         try:
+            if self._tokens is not None:
+                self._tokens.require(context.invocation_metadata())
             return await work(exchange)
         except RefusedError as error:
             refused = error

@@ -1,5 +1,6 @@
 """Opens the ports of the server, or says in one line why it cannot."""
 
+import ipaddress
 import socket
 
 import grpc
@@ -75,6 +76,14 @@ def make_grpc_server() -> grpc.aio.Server:
 def address(host: str, port: int) -> str:
     """Returns HOST:PORT, with brackets around an IPv6 address."""
     return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+
+
+def is_loopback(host: str) -> bool:
+    """Whether nobody outside of this machine can reach a port that is opened on `host`."""
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"
 
 
 def _bind(host: str, port: int, flag: str) -> socket.socket:

@@ -73,6 +73,13 @@ def invalid(violations: Iterable[Violation]) -> RefusedError:
     )
 
 
+def unauthenticated(what: str) -> RefusedError:
+    """UNAUTHENTICATED; `what` says what this server needs or accepts."""
+    return RefusedError(
+        grpc.StatusCode.UNAUTHENTICATED, f"this server {what}", reason="unauthenticated"
+    )
+
+
 def unknown_model(name: str, known: Iterable[str]) -> RefusedError:
     """NOT_FOUND, naming what there is."""
     return RefusedError(

@@ -11,8 +11,6 @@ from collections.abc import AsyncIterator, Callable, Iterator
 from pathlib import Path
 from typing import TypeVar, cast
 
-from grpc_reflection.v1alpha import reflection
-
 from serving import health, listening
 from serving.configuration import ServerConfig
 from serving.engine_statistics import StepStats
@@ -21,8 +19,10 @@ from serving.health import Health, Phase, Readiness
 from serving.http import HttpServer, make_app
 from serving.loading import LoadedModel, load_models
 from serving.metrics import EngineLoad, Metrics
+from serving.reflection import Reflection
 from serving.service import SERVICE_NAME, DiffusionService
 from serving.tls import Certificates
+from serving.tokens import Tokens
 
 _WATCH_SECONDS = 0.2
 _FLUSH_SECONDS = 3.0
@@ -36,6 +36,9 @@ _ResultT = TypeVar("_ResultT")
 class Server:
     """One server process. Make it inside an event loop, and `run` it once.
 
+    Raises:
+        TokensError: one line; the server cannot start.
+
     Attributes:
         grpc_port: the real port, once it is open.
         http_port: the real port, once it is open.
@@ -45,10 +48,12 @@ class Server:
         self._config = config
         self._readiness = Readiness()
         self._metrics = Metrics()
+        self._tokens = _tokens(config)
         self._service = DiffusionService(
             self._readiness,
             self._metrics,
             max_images_per_request=config.max_images_per_request,
+            tokens=self._tokens,
         )
         self._stop = asyncio.Event()
         self._stop_signal: signal.Signals | None = None
@@ -98,11 +103,14 @@ class Server:
         files = config.tls_files
         credentials = None if files is None else Certificates(files).credentials()
         server = listening.make_grpc_server()
-        names = [SERVICE_NAME, health.SERVICE_NAME, reflection.SERVICE_NAME]
+        names = [SERVICE_NAME, health.SERVICE_NAME]
         server.add_generic_rpc_handlers(
-            (self._service.handler(), Health(self._readiness, [SERVICE_NAME]).handler())
+            (
+                self._service.handler(),
+                Health(self._readiness, [SERVICE_NAME]).handler(),
+                Reflection(names, self._tokens).handler(),
+            )
         )
-        reflection.enable_server_reflection(names, server)
         with contextlib.closing(
             listening.open_http_port(config.host, config.http_port)
         ) as listener:
@@ -227,6 +235,17 @@ class Server:
             _log.warning("%d requests are not finished in time", self._service.active)
             self._unfinished = True
             self._service.abandon()
+
+
+def _tokens(config: ServerConfig) -> Tokens | None:
+    if config.auth_tokens_file is None:
+        return None
+    if config.tls_files is None and not listening.is_loopback(config.host):
+        _log.warning(
+            "tokens without TLS on %s: whoever sees the traffic can use them; see --tls-cert",
+            config.host,
+        )
+    return Tokens(config.auth_tokens_file)
 
 
 def _load_of(model: LoadedModel) -> Callable[[], EngineLoad]:

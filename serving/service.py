@@ -17,6 +17,7 @@ from serving.health import Phase, Readiness
 from serving.metrics import Metrics
 from serving.parsing import parse
 from serving.request import Outcome, QueueFull
+from serving.tokens import Tokens
 from serving.validation import (
     MAX_GUIDANCE_SCALE,
     SAMPLER_NAMES,
@@ -41,7 +42,12 @@ class DiffusionService:
     """
 
     def __init__(
-        self, readiness: Readiness, metrics: Metrics, *, max_images_per_request: int = 1024
+        self,
+        readiness: Readiness,
+        metrics: Metrics,
+        *,
+        max_images_per_request: int = 1024,
+        tokens: Tokens | None = None,
     ) -> None:
         self._readiness = readiness
         self._metrics = metrics
@@ -49,7 +55,7 @@ class DiffusionService:
         self._models: Mapping[str, ServedModel] = {}
         self._engine_thread: EngineThread | None = None
         self._deliveries: set[Delivery] = set()
-        self._exchanges = Exchanges(metrics)
+        self._exchanges = Exchanges(metrics, tokens)
         # PNG encoding and protobuf assembly would hold up the event loop, so they run here.
         self._encoders = ThreadPoolExecutor(_ENCODER_THREADS, thread_name_prefix="encoder")
 

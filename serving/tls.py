@@ -8,7 +8,6 @@ import logging
 import os
 import re
 import ssl
-import threading
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -16,8 +15,7 @@ from pathlib import Path
 
 import grpc
 
-# Looking at the files costs a few system calls, which a flood of handshakes need not cause.
-_LOOK_EVERY_SECONDS = 1.0
+from serving.watched_files import WatchedFiles
 
 _CERTIFICATE = re.compile(rb"-----BEGIN (TRUSTED |X509 )?CERTIFICATE-----")
 _KEY = re.compile(rb"-----BEGIN ([A-Z]+ )*PRIVATE KEY-----")
@@ -73,11 +71,8 @@ class Certificates:
 
     def __init__(self, files: TlsFiles, clock: Callable[[], float] = time.monotonic) -> None:
         self._files = files
-        self._clock = clock
-        self._lock = threading.Lock()
-        self._seen = _signature(files)
+        self._watched = WatchedFiles(*files.paths, clock=clock)
         self._pems = _read(files)
-        self._looked_seconds = clock()
 
     def credentials(self) -> grpc.ServerCredentials:
         """Returns what a secure port is opened with."""
@@ -93,38 +88,16 @@ class Certificates:
         Files that are not good, perhaps because only some have been renewed yet, are logged once;
         the certificates from before stay in use.
         """
-        with self._lock:
-            now_seconds = self._clock()
-            if now_seconds - self._looked_seconds < _LOOK_EVERY_SECONDS:
-                return None
-            self._looked_seconds = now_seconds
-            signature = _signature(self._files)
-            if signature == self._seen:
-                return None
-            self._seen = signature
-            try:
-                pems = _read(self._files)
-            except TlsError as error:
-                _log.warning("the certificates stay as they were: %s", error)
-                return None
-            if pems == self._pems:
-                return None
-            self._pems = pems
-            _log.info("new certificates from %s", self._files.cert)
-            return pems.configuration()
-
-
-def _signature(files: TlsFiles) -> tuple[object, ...]:
-    """Returns something that differs after a file was written or replaced."""
-    found: list[object] = []
-    for path in files.paths:
+        if not self._watched.changed():
+            return None
         try:
-            status = path.stat()
-        except OSError as error:
-            found.append(error.errno)
-        else:
-            found.append((status.st_ino, status.st_size, status.st_mtime_ns))
-    return tuple(found)
+            pems = _read(self._files)
+        except TlsError as error:
+            _log.warning("the certificates stay as they were: %s", error)
+            return None
+        self._pems = pems
+        _log.info("new certificates from %s", self._files.cert)
+        return pems.configuration()
 
 
 def _read(files: TlsFiles) -> _Pems:

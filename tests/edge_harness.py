@@ -15,9 +15,11 @@ from google.rpc import error_details_pb2, status_pb2
 from serving import listening
 from serving.engine import Engine
 from serving.engine_thread import EngineThread
-from serving.health import Phase, Readiness
+from serving.health import Health, Phase, Readiness
 from serving.metrics import Metrics
+from serving.reflection import Reflection
 from serving.service import SERVICE_NAME, DiffusionService
+from serving.tokens import Tokens
 from serving.validation import ServedModel
 from simple_diffusion.v1 import diffusion_pb2 as pb
 from simple_diffusion.v1.diffusion_pb2_grpc import DiffusionServiceStub
@@ -88,6 +90,7 @@ async def running_edge(
     max_queued_images: int = 64,
     max_images_per_request: int = 32,
     phase: Phase = Phase.SERVING,
+    tokens: Tokens | None = None,
 ) -> AsyncIterator[Edge]:
     model = fake_model(MODEL.num_train_timesteps, (MODEL.channels, MODEL.height, MODEL.width))
     network = FakeNetwork(gate=threading.Event())
@@ -95,13 +98,21 @@ async def running_edge(
     network.gate.set()
     engine = Engine(model, network, max_lanes=max_lanes, max_queued_images=max_queued_images)
     readiness, metrics = Readiness(), Metrics()
-    service = DiffusionService(readiness, metrics, max_images_per_request=max_images_per_request)
+    service = DiffusionService(
+        readiness, metrics, max_images_per_request=max_images_per_request, tokens=tokens
+    )
     engine_thread = EngineThread({MODEL.name: engine})
     engine_thread.start()
     service.attach([MODEL], engine_thread)
     readiness.set(phase)
     server = listening.make_grpc_server()
-    server.add_generic_rpc_handlers((service.handler(),))
+    server.add_generic_rpc_handlers(
+        (
+            service.handler(),
+            Health(readiness, [SERVICE_NAME]).handler(),
+            Reflection([SERVICE_NAME], tokens).handler(),
+        )
+    )
     port = listening.open_grpc_port(server, "127.0.0.1", 0)
     await server.start()
     # Without gRPC's own retries: a test wants to see the first answer.

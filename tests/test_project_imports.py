@@ -31,12 +31,15 @@ EDGE = {
     "serving.logs",
     "serving.metrics",
     "serving.parsing",
+    "serving.reflection",
     "serving.refusal",
     "serving.request_id",
     "serving.server",
     "serving.service",
     "serving.tls",
+    "serving.tokens",
     "serving.validation",
+    "serving.watched_files",
 }
 
 IMPORT_SERVING_WITHOUT_TORCH = """

@@ -9,16 +9,13 @@ import grpc
 import numpy as np
 import pytest
 from google.rpc import error_details_pb2
-from grpc_reflection.v1alpha import reflection, reflection_pb2, reflection_pb2_grpc
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from serving import listening
 from serving.engine import Engine
 from serving.health import Phase
 from serving.images import decode_png
 from serving.parsing import MAX_REQUEST_BYTES
-from serving.service import SERVICE_NAME
 from simple_diffusion.v1 import diffusion_pb2 as pb
 from tests.edge_harness import MODEL, Edge, details, logged_fields, pixels, running_edge, violations
 from tests.fakes import assert_reference_pixels, fake_model, spec
@@ -137,20 +134,6 @@ async def test_list_models_says_what_can_be_drawn() -> None:
     assert response.max_images_per_request == 32
     assert response.max_guidance_scale == 20
     assert set(response.samplers) == set(pb.Sampler.values()) - {0}
-
-
-async def test_the_service_can_be_asked_what_it_is() -> None:
-    server = listening.make_grpc_server()
-    reflection.enable_server_reflection([SERVICE_NAME], server)
-    port = listening.open_grpc_port(server, "127.0.0.1", 0)
-    await server.start()
-    async with grpc.aio.insecure_channel(f"127.0.0.1:{port}") as channel:
-        stub = reflection_pb2_grpc.ServerReflectionStub(channel)
-        ask = reflection_pb2.ServerReflectionRequest(file_containing_symbol=SERVICE_NAME)
-        answers = [answer async for answer in stub.ServerReflectionInfo(iter([ask]))]
-    await server.stop(0)
-    (encoded,) = answers[0].file_descriptor_response.file_descriptor_proto
-    assert b"GenerateStream" in encoded
 
 
 # The stream
