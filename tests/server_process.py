@@ -10,14 +10,22 @@ import tempfile
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 from prometheus_client.parser import text_string_to_metric_families
 
 REPOSITORY = Path(__file__).resolve().parent.parent
+MNIST = REPOSITORY / "models" / "mnist"
 START_SECONDS = 60.0
+
+Samples = dict[tuple[str, frozenset[tuple[str, str]]], float]
+
+
+def sample(name: str, **labels: str) -> tuple[str, frozenset[tuple[str, str]]]:
+    """The key of one sample in Samples."""
+    return name, frozenset(labels.items())
 
 
 def environment(**variables: str) -> dict[str, str]:
@@ -56,17 +64,17 @@ class ServerProcess:
             with error:
                 return error.code, error.read().decode()
 
-    def metrics(self) -> dict[tuple[str, frozenset[tuple[str, str]]], float]:
+    def metrics(self) -> Samples:
         """Every sample, by its name and its labels."""
         return {
-            (sample.name, frozenset(sample.labels.items())): sample.value
+            sample(each.name, **each.labels): each.value
             for family in text_string_to_metric_families(self.get("/metrics")[1])
-            for sample in family.samples
+            for each in family.samples
         }
 
     def metric(self, name: str, **labels: str) -> float:
         """One sample; 0 for one that nothing has touched yet."""
-        return self.metrics().get((name, frozenset(labels.items())), 0.0)
+        return self.metrics().get(sample(name, **labels), 0.0)
 
     def finished(self, method: str, code: str) -> float:
         """How many requests of a method ended with a status."""
@@ -78,15 +86,56 @@ class ServerProcess:
     def exit_code(self, timeout_seconds: float = 30.0) -> int:
         return self.process.wait(timeout_seconds)
 
+    def until(self, condition: Callable[[Samples], object], timeout_seconds: float = 20) -> Samples:
+        """Waits until the metrics are so; returns them."""
+        end_seconds = time.monotonic() + timeout_seconds
+        while not condition(samples := self.metrics()):
+            assert time.monotonic() < end_seconds, f"it never came true: {samples}"
+            time.sleep(0.005)
+        return samples
+
+    def until_idle(self, timeout_seconds: float = 20) -> Samples:
+        """Waits until nothing is active; returns the metrics."""
+        return self.until(lambda samples: active(samples) == 0, timeout_seconds)
+
+
+def total(samples: Samples, name: str, **labels: str) -> float:
+    """The sum of all samples of a name that have these labels and any others."""
+    wanted = labels.items()
+    return sum(value for (each, has), value in samples.items() if each == name and wanted <= has)
+
+
+def active(samples: Samples) -> float:
+    """Requests without a status, lanes in use and images that wait."""
+    return (
+        total(samples, "diffusion_requests_started_total")
+        - total(samples, "diffusion_requests_finished_total")
+        + total(samples, "diffusion_lanes_in_use")
+        + total(samples, "diffusion_images_waiting")
+    )
+
+
+def counters(before: Samples, after: Samples) -> Samples:
+    """What the server counted in between: every counter that has changed, and by how much."""
+    changed = {key: value - before.get(key, 0.0) for key, value in after.items()}
+    return {
+        key: value
+        for key, value in changed.items()
+        if value and key[0].startswith("diffusion_") and key[0].endswith("_total")
+    }
+
 
 @contextlib.contextmanager
 def running_server(
-    *models: Path, flags: tuple[str, ...] = (), variables: dict[str, str] | None = None
+    *models: Path,
+    flags: tuple[str, ...] = (),
+    variables: dict[str, str] | None = None,
+    program: tuple[str, ...] = ("-m", "serving"),
 ) -> Iterator[ServerProcess]:
     """Starts a server on free ports, waits until it is ready, and kills it at the end."""
     with tempfile.TemporaryDirectory() as directory:
         ready_file, log_file = Path(directory) / "ready.json", Path(directory) / "log"
-        command = [sys.executable, "-W", "error", "-m", "serving", "--ready-file", str(ready_file)]
+        command = [sys.executable, "-W", "error", *program, "--ready-file", str(ready_file)]
         for model in models:
             command += ["--model", str(model)]
         command += ["--port", "0", "--http-port", "0", "--drain-grace-seconds", "0", *flags]
