@@ -2,11 +2,13 @@
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import get_args
 
 import click
 
 from serving import logs
 from serving.flags import Choice, ConfigurationError, Numbers, flag
+from serving.scheduling import SchedulingPolicy
 from serving.tls import TlsFiles
 
 _PORT = click.IntRange(0, 65535)
@@ -73,6 +75,18 @@ class ServerConfig:
         4096,
         "Accepted images that may wait for a lane, per model; beyond: RESOURCE_EXHAUSTED.",
         kind=click.IntRange(1, 10_000_000),
+    )
+    max_queued_requests: int = flag(
+        1024,
+        "Accepted requests that may wait for their first lane, per model; beyond:"
+        " RESOURCE_EXHAUSTED.",
+        kind=click.IntRange(1, 1_000_000),
+    )
+    scheduling_policy: SchedulingPolicy = flag(
+        "srpt",
+        "Who is served first. srpt: the request with the shortest remaining work, with ageing;"
+        " others are set aside for it. fifo: the one that came first.",
+        kind=Choice(get_args(SchedulingPolicy)),
     )
     max_images_per_request: int = flag(
         1024, "Largest count of one request.", kind=click.IntRange(1, 1_000_000)

@@ -13,6 +13,7 @@ from diffusion.noise import INITIAL_STEP, standard_normal
 from diffusion.schedule import Schedule
 from diffusion.update import advance, guide, predict_x_0
 from serving.bundle import Manifest
+from serving.lane_store import LaneStore
 from serving.lanes import BoolArray, Float32Array, Int64Array, LaneTable
 from serving.plan_table import PlanTable
 from serving.request import GenerateSpec
@@ -90,6 +91,7 @@ class Denoiser:
 
     Attributes:
         lanes: the lane table; `lanes.leave` is the caller's to call.
+        aside: the lanes that were set aside.
         plans: the plan table; a plan is acquired before lanes join with it.
     """
 
@@ -103,13 +105,16 @@ class Denoiser:
         self._emb: Float32Array = np.zeros((2 * max_lanes, table.shape[2]), dtype=np.float32)
         self._emb_row: Int64Array = np.zeros(2 * max_lanes, dtype=np.int64)
         self._noise: Float32Array = np.zeros((max_lanes, *model.image_shape), dtype=np.float32)
-        self.lanes = LaneTable(max_lanes, model.image_shape)
+        self.lanes = LaneTable(max_lanes, model.image_shape, rows=2 * max_lanes)
+        self.aside = LaneStore(model.image_shape)
+        self._undrawn: list[slice] = []
         self.plans = PlanTable(model.schedule)
 
-    @property
-    def rows(self) -> int:
-        """Network rows that the next step takes: one per lane, one more where it is guided."""
-        return self.lanes.count + self._guided(self._plan_rows()).size
+    def lane_rows(self) -> Int64Array:
+        """Network rows of each lane in the next step, int64 [N]: one, or two where it is guided."""
+        rows = np.ones(self.lanes.count, dtype=np.int64)
+        rows[self._guided(self._plan_rows())] = 2
+        return rows
 
     def join(
         self, spec: GenerateSpec, *, request: int, plan: int, first_index: int, images: int
@@ -118,6 +123,8 @@ class Denoiser:
 
         Their x is drawn by draw_initial, for all that joined at once.
         """
+        if not images:
+            return
         lanes = self.lanes
         rows = lanes.take(images)
         lanes.seed[rows] = spec.seed
@@ -129,14 +136,39 @@ class Denoiser:
         lanes.guided[rows] = spec.guided
         lanes.preview_every[rows] = spec.preview_every
         lanes.request[rows] = request
+        self._undrawn.append(rows)
 
-    def draw_initial(self, first_lane: int) -> None:
-        """Draws x_T for the lanes first_lane .. count-1, which have just joined."""
-        lanes, rows = self.lanes, slice(first_lane, self.lanes.count)
-        joined = lanes.x[rows]
-        steps = np.full(len(joined), INITIAL_STEP, dtype=np.int64)
-        drawn = standard_normal(lanes.seed[rows], lanes.index[rows], steps, self._image_size)
-        joined[...] = drawn.reshape(joined.shape)
+    def draw_initial(self) -> None:
+        """Draws x_T for the lanes that have joined since the last time."""
+        if not self._undrawn:
+            return
+        lanes = self.lanes
+        joined = np.concatenate([np.arange(rows.start, rows.stop) for rows in self._undrawn])
+        self._undrawn.clear()
+        steps = np.full(joined.size, INITIAL_STEP, dtype=np.int64)
+        drawn = standard_normal(lanes.seed[joined], lanes.index[joined], steps, self._image_size)
+        lanes.x[joined] = drawn.reshape(-1, *lanes.x.shape[1:])
+
+    def set_aside(self, lanes_of: Int64Array) -> int:
+        """Leaves each request `lanes_of` [slots] lanes at most; returns how many are set aside.
+
+        Those that stay are the furthest.
+        """
+        n = self.lanes.count
+        request = self.lanes.request[:n]
+        steps_left = self.lanes.num_steps[:n] - self.lanes.position[:n]
+        order = np.lexsort((steps_left, request))
+        sorted_requests = request[order]
+        # The place of each lane among those of its request.
+        place = np.arange(n) - np.searchsorted(sorted_requests, sorted_requests)
+        which = np.zeros(n, dtype=np.bool_)
+        which[order] = place >= lanes_of[sorted_requests]
+        self.aside.put(self.lanes, which)
+        return int(np.count_nonzero(which))
+
+    def resume(self, request: int, lanes: int) -> int:
+        """Takes up to `lanes` lanes of a request that were set aside; returns how many."""
+        return self.aside.take(self.lanes, request, lanes) if self.aside.lanes.count else 0
 
     def step(self) -> Denoised:
         """One step of every lane, with one network call.

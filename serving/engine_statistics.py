@@ -17,7 +17,9 @@ class StepStats:
         rows: network rows computed, padding included.
         network_seconds: in the network call.
         total_seconds: in the step as a whole.
-        images_started: that took a lane.
+        images_started: that took their first lane.
+        lanes_set_aside: that had to make room for more urgent ones.
+        lanes_resumed: that had been set aside before.
         images_finished: handed to their sinks.
         previews: handed to their sinks.
         nonfinite_lanes: for which the network gave NaN or Inf.
@@ -31,6 +33,8 @@ class StepStats:
     network_seconds: float = 0.0
     total_seconds: float = 0.0
     images_started: int = 0
+    lanes_set_aside: int = 0
+    lanes_resumed: int = 0
     images_finished: int = 0
     previews: int = 0
     nonfinite_lanes: int = 0
@@ -44,7 +48,8 @@ class EngineTotals:
 
     Attributes:
         steps: that made a batch.
-        rows, rows_useful, images_finished, nonfinite_lanes, network_failures: as in StepStats.
+        rows, rows_useful, images_finished, lanes_set_aside, nonfinite_lanes, network_failures: as
+            in StepStats.
         requests_done: requests that ended, by outcome; every outcome is present.
     """
 
@@ -52,6 +57,7 @@ class EngineTotals:
     rows: int = 0
     rows_useful: int = 0
     images_finished: int = 0
+    lanes_set_aside: int = 0
     nonfinite_lanes: int = 0
     network_failures: int = 0
     requests_done: dict[Outcome, int] = field(default_factory=lambda: dict.fromkeys(Outcome, 0))
@@ -62,6 +68,7 @@ class EngineTotals:
         self.rows += stats.rows
         self.rows_useful += stats.rows_useful
         self.images_finished += stats.images_finished
+        self.lanes_set_aside += stats.lanes_set_aside
         self.nonfinite_lanes += stats.nonfinite_lanes
         self.network_failures += stats.network_failures
         for outcome, requests in stats.requests_done.items():
@@ -79,7 +86,8 @@ class EngineStatistics:
     Attributes:
         lanes_active: images being denoised.
         lanes_capacity: at most so many at once.
-        images_waiting: accepted images without a lane.
+        lanes_set_aside: images half done that wait until it is their request's turn again.
+        images_waiting: accepted images without a lane, those set aside included.
         images_waiting_limit: the bound of that.
         requests_active: requests that have not ended (without those not yet enqueued).
         seconds_per_row: measured pace; None before the first step.
@@ -88,6 +96,7 @@ class EngineStatistics:
 
     lanes_active: int
     lanes_capacity: int
+    lanes_set_aside: int
     images_waiting: int
     images_waiting_limit: int
     requests_active: int

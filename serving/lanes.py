@@ -1,5 +1,7 @@
 """The lanes: every image being denoised, as a structure of arrays."""
 
+from typing import Any
+
 import numpy as np
 import numpy.typing as npt
 
@@ -15,11 +17,14 @@ class LaneTable:
 
     Packed, so that the images are a batch as they lie: x[:count] goes to the network without a
     copy. Lanes move when others leave; nothing outside keeps a lane's number across engine steps.
+    A lane is a row of each array and nothing else, so that it can be set aside in another table
+    and go on from there later.
 
     Attributes:
+        capacity: lanes that there is room for.
         count: lanes in use.
-        x: float32 [2 * capacity, C, H, W]; rows from `count` on are the engine's to fill with the
-            second rows of guided lanes, right behind the first.
+        x: float32 [rows, C, H, W]; rows from `count` on are the engine's to fill with the second
+            rows of guided lanes, right behind the first.
         x_0_previous: float32 [capacity, C, H, W], the x_0 of the step before; 0 at the first.
         seed: uint64 [capacity].
         index: int64 [capacity], the image's index in its request.
@@ -31,12 +36,17 @@ class LaneTable:
         guided: bool [capacity], whether the lane takes a second row where its plan is guided.
         preview_every: int64 [capacity], 0 for no previews.
         request: int64 [capacity], the request's slot.
+        arrays: all of these.
     """
 
-    def __init__(self, capacity: int, image_shape: tuple[int, ...]) -> None:
+    def __init__(
+        self, capacity: int, image_shape: tuple[int, ...], *, rows: int | None = None
+    ) -> None:
+        """`rows` of x, at least `capacity`; None for as many."""
         self.capacity = capacity
         self.count = 0
-        self.x: Float32Array = np.zeros((2 * capacity, *image_shape), dtype=np.float32)
+        rows = capacity if rows is None else rows
+        self.x: Float32Array = np.zeros((rows, *image_shape), dtype=np.float32)
         self.x_0_previous: Float32Array = np.zeros((capacity, *image_shape), dtype=np.float32)
         self.seed: UInt64Array = np.zeros(capacity, dtype=np.uint64)
         self.index: Int64Array = np.zeros(capacity, dtype=np.int64)
@@ -48,7 +58,7 @@ class LaneTable:
         self.guided: BoolArray = np.zeros(capacity, dtype=np.bool_)
         self.preview_every: Int64Array = np.zeros(capacity, dtype=np.int64)
         self.request: Int64Array = np.zeros(capacity, dtype=np.int64)
-        self._arrays = (
+        self.arrays: tuple[npt.NDArray[Any], ...] = (
             self.x, self.x_0_previous, self.seed, self.index, self.position, self.num_steps,
             self.plan, self.label, self.guidance_scale, self.guided, self.preview_every,
             self.request,
@@ -67,13 +77,20 @@ class LaneTable:
         Raises:
             ValueError: if fewer are free.
         """
-        if lanes > self.free:
-            raise ValueError(f"{lanes} lanes asked for, {self.free} free")
-        rows = slice(self.count, self.count + lanes)
-        self.count = rows.stop
+        rows = self._grow(lanes)
         self.position[rows] = 0
         self.x_0_previous[rows] = 0.0  # what a lane before left there may be NaN, and 0 * NaN is
         return rows
+
+    def receive(self, other: "LaneTable", lanes: Int64Array) -> None:
+        """Takes as many lanes and copies into them those of another table, whole.
+
+        Raises:
+            ValueError: if fewer are free.
+        """
+        rows = self._grow(lanes.size)
+        for mine, theirs in zip(self.arrays, other.arrays, strict=True):
+            np.take(theirs, lanes, axis=0, out=mine[rows], mode="clip")  # "clip" writes unbuffered
 
     def leave(self, leaving: BoolArray) -> None:
         """Frees the lanes marked in `leaving` [count] and packs the rest, moving few."""
@@ -82,19 +99,13 @@ class LaneTable:
         holes = np.flatnonzero(leaving[:count])
         if holes.size:
             movers = np.flatnonzero(staying[count:]) + count
-            for array in self._arrays:
+            for array in self.arrays:
                 array[holes] = array[movers]
         self.count = count
 
-    def work_left(self) -> Int64Array:
-        """Network rows that each lane still needs, int64 [count]."""
-        n = self.count
-        return (self.num_steps[:n] - self.position[:n]) * (1 + self.guided[:n])
-
-    def work_by_request(self, slots: int) -> Float64Array:
-        """Network rows that the lanes of each request still need, float64 [slots]."""
-        weights = self.work_left().astype(np.float64)
-        work: Float64Array = np.bincount(
-            self.request[: self.count], weights=weights, minlength=slots
-        ).astype(np.float64, copy=False)
-        return work
+    def _grow(self, lanes: int) -> slice:
+        if lanes > self.free:
+            raise ValueError(f"{lanes} lanes asked for, {self.free} free")
+        rows = slice(self.count, self.count + lanes)
+        self.count = rows.stop
+        return rows

@@ -8,6 +8,7 @@ from serving.bundle import BundleError, Manifest, load_bundle
 from serving.denoiser import EngineModel
 from serving.engine import Engine
 from serving.network import OnnxNetwork, Provider, embedding_table, resolve_provider
+from serving.scheduling import SchedulingPolicy
 from serving.self_test import BATCH_SIZES, SelfTestReport, run_self_test
 from serving.validation import ServedModel
 
@@ -31,13 +32,18 @@ class LoadedModel:
     report: SelfTestReport
 
 
+@dataclass(frozen=True, slots=True)
+class EngineSettings:
+    """How the engine of each model is made; serving.engine.Engine says what each value means."""
+
+    max_lanes: int = 64
+    max_queued_images: int = 4096
+    max_queued_requests: int = 1024
+    policy: SchedulingPolicy = "srpt"
+
+
 def load_models(
-    paths: tuple[Path, ...],
-    *,
-    provider: str,
-    num_threads: int | None,
-    max_lanes: int,
-    max_queued_images: int,
+    paths: tuple[Path, ...], *, provider: str, num_threads: int | None, settings: EngineSettings
 ) -> list[LoadedModel]:
     """Loads bundles, makes their sessions and runs their self-tests, which are the warm-up too.
 
@@ -48,7 +54,7 @@ def load_models(
     chosen = resolve_provider(provider)
     loaded: dict[str, LoadedModel] = {}
     for path in paths:
-        model = _load(path, chosen, num_threads, max_lanes, max_queued_images)
+        model = _load(path, chosen, num_threads, settings)
         if model.served.name in loaded:
             raise BundleError(
                 f"bundle {str(path)!r}: a model named {model.served.name!r} is loaded already"
@@ -58,11 +64,7 @@ def load_models(
 
 
 def _load(
-    path: Path,
-    provider: Provider,
-    num_threads: int | None,
-    max_lanes: int,
-    max_queued_images: int,
+    path: Path, provider: Provider, num_threads: int | None, settings: EngineSettings
 ) -> LoadedModel:
     bundle = load_bundle(path)
     manifest = bundle.manifest
@@ -70,7 +72,7 @@ def _load(
     model = EngineModel.from_manifest(manifest, embedding_table(bundle, num_threads=num_threads))
     # On CUDA the sizes that are run are the buckets, and all of them are tried.
     sizes = network.buckets or BATCH_SIZES
-    report = run_self_test(model, network, max_lanes=max_lanes, batch_sizes=sizes)
+    report = run_self_test(model, network, max_lanes=settings.max_lanes, batch_sizes=sizes)
     if not report.finite:
         raise BundleError(f"bundle {str(path)!r}: {report.summary()}")
     level = logging.INFO if report.bit_equal else logging.WARNING
@@ -78,8 +80,10 @@ def _load(
     engine = Engine(
         model,
         network,
-        max_lanes=max_lanes,
-        max_queued_images=max_queued_images,
+        max_lanes=settings.max_lanes,
+        max_queued_images=settings.max_queued_images,
+        max_queued_requests=settings.max_queued_requests,
+        policy=settings.policy,
         padded_rows=network.padded_rows,
     )
     return LoadedModel(_served(manifest), engine, provider, report)

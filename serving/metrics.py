@@ -6,7 +6,6 @@ exactly one finished{code}, so started - finished is what is active.
 """
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 
 from prometheus_client import (
     CONTENT_TYPE_PLAIN_0_0_4,
@@ -19,18 +18,11 @@ from prometheus_client import (
     generate_latest,
 )
 
+from serving.engine_statistics import EngineStatistics, StepStats
+
 _REQUEST_BUCKETS = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300, 600, 1800)
 _STEP_BUCKETS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5)
 _ROW_BUCKETS = (1, 2, 4, 8, 16, 32, 48, 64, 96, 128, 192, 256)
-
-
-@dataclass(frozen=True, slots=True)
-class EngineLoad:
-    """What one model's engine holds right now: lanes and images that wait for one."""
-
-    lanes_in_use: int
-    lanes_capacity: int
-    images_waiting: int
 
 
 class _Collected(CollectorRegistry):
@@ -90,12 +82,26 @@ class Metrics:
         self._step_rows = self._histogram(
             "engine_step_rows", "Network rows in one engine step.", _ROW_BUCKETS, "model"
         )
+        self._preemptions = self._counter(
+            "lane_preemptions", "Images half done that made room for more urgent ones.", "model"
+        )
+        self._network_failures = self._counter(
+            "network_failures", "Network calls that raised.", "model"
+        )
+        self._nonfinite_lanes = self._counter(
+            "nonfinite_lanes", "Images for which the network gave NaN or Inf.", "model"
+        )
         self._lanes_in_use = self._gauge("lanes_in_use", "Images being denoised.", "model")
         self._lanes_capacity = self._gauge(
             "lanes_capacity", "Images that can be denoised at once.", "model"
         )
+        self._lanes_set_aside = self._gauge(
+            "lanes_set_aside", "Images half done that wait until it is their turn again.", "model"
+        )
         self._images_waiting = self._gauge(
-            "images_waiting", "Accepted images that wait for a lane.", "model"
+            "images_waiting",
+            "Accepted images that wait for a lane, those set aside included.",
+            "model",
         )
         self._step_age = self._gauge(
             "last_engine_step_age_seconds",
@@ -138,21 +144,30 @@ class Metrics:
         """Counts previews that were overtaken before their reader took them."""
         self._previews_dropped.labels(model).inc(count)
 
-    def engine_stepped(self, model: str, rows: int, seconds: float) -> None:
+    def engine_stepped(self, model: str, stats: StepStats) -> None:
         """Notes one engine step."""
-        self._step_seconds.labels(model).observe(seconds)
-        self._step_rows.labels(model).observe(rows)
+        if stats.rows:
+            self._step_seconds.labels(model).observe(stats.total_seconds)
+            self._step_rows.labels(model).observe(stats.rows)
+        for counter, count in (
+            (self._preemptions, stats.lanes_set_aside),
+            (self._network_failures, stats.network_failures),
+            (self._nonfinite_lanes, stats.nonfinite_lanes),
+        ):
+            if count:
+                counter.labels(model).inc(count)
 
     def model_loaded(self, model: str, version: str, provider: str, bit_equal: bool) -> None:
         """Says which model runs on what, and what its self-test found."""
         self._model_info.labels(model, version, provider).set(1)
         self._self_test.labels(model).set(int(bit_equal))
 
-    def watch_engine(self, model: str, load: Callable[[], EngineLoad]) -> None:
+    def watch_engine(self, model: str, statistics: Callable[[], EngineStatistics]) -> None:
         """Reads the engine's load at every scrape."""
-        self._lanes_in_use.labels(model).set_function(lambda: load().lanes_in_use)
-        self._lanes_capacity.labels(model).set_function(lambda: load().lanes_capacity)
-        self._images_waiting.labels(model).set_function(lambda: load().images_waiting)
+        self._lanes_in_use.labels(model).set_function(lambda: statistics().lanes_active)
+        self._lanes_capacity.labels(model).set_function(lambda: statistics().lanes_capacity)
+        self._lanes_set_aside.labels(model).set_function(lambda: statistics().lanes_set_aside)
+        self._images_waiting.labels(model).set_function(lambda: statistics().images_waiting)
 
     def watch_engine_thread(self, age_seconds: Callable[[], float]) -> None:
         """Reads the age of the engine thread's last sign of life at every scrape."""

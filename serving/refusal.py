@@ -89,16 +89,38 @@ def unknown_model(name: str, known: Iterable[str]) -> RefusedError:
     )
 
 
-def queue_full(waiting: int, limit: int, retry_after_seconds: float) -> RefusedError:
-    """RESOURCE_EXHAUSTED, saying when to come back, for people and for gRPC's own retries."""
+def queue_full(
+    waiting: int, limit: int, retry_after_seconds: float, what: str = "images"
+) -> RefusedError:
+    """RESOURCE_EXHAUSTED, saying when to come back. `what` are too many: images or requests."""
+    return _come_back(
+        f"the queue is full: {waiting} {what} wait, the limit is {limit}",
+        retry_after_seconds,
+        reason="queue_full",
+    )
+
+
+def deadline_unmeetable(
+    estimate_seconds: float, left_seconds: float, retry_after_seconds: float
+) -> RefusedError:
+    """RESOURCE_EXHAUSTED, with the estimate that is over the request's deadline."""
+    return _come_back(
+        f"the deadline cannot be met: this would take about {estimate_seconds:.2f} s "
+        f"and {max(left_seconds, 0.0):.2f} s are left",
+        retry_after_seconds,
+        reason="deadline",
+    )
+
+
+def _come_back(message: str, retry_after_seconds: float, *, reason: str) -> RefusedError:
+    """Says when, for people and for gRPC's own retries."""
     milliseconds = max(1, round(retry_after_seconds * 1000))
     delay = Duration()
     delay.FromMilliseconds(milliseconds)
     return RefusedError(
         grpc.StatusCode.RESOURCE_EXHAUSTED,
-        f"the queue is full: {waiting} images wait, the limit is {limit}; "
-        f"come back in {milliseconds / 1000:g} s",
-        reason="queue_full",
+        f"{message}; come back in {milliseconds / 1000:g} s",
+        reason=reason,
         details=[error_details_pb2.RetryInfo(retry_delay=delay)],
         metadata=(("grpc-retry-pushback-ms", str(milliseconds)),),
     )

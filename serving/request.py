@@ -95,18 +95,40 @@ class Sink(Protocol):
 
 
 class QueueFull(Exception):
-    """The queue has no room for a request's images.
+    """The queue has no room for a request.
 
     Args:
-        limit: images that may wait.
-        waiting: images that wait.
+        what: of which there are too many, "images" or "requests".
+        limit: that may wait.
+        waiting: that wait.
         retry_after_seconds: when room is expected, from the measured pace; above 0.
     """
 
-    def __init__(self, limit: int, waiting: int, retry_after_seconds: float) -> None:
+    def __init__(self, what: str, limit: int, waiting: int, retry_after_seconds: float) -> None:
         super().__init__(
-            f"{waiting} of at most {limit} images wait; room in about {retry_after_seconds:.2f} s"
+            f"{waiting} of at most {limit} {what} wait; room in about {retry_after_seconds:.2f} s"
         )
+        self.what = what
         self.limit = limit
         self.waiting = waiting
+        self.retry_after_seconds = retry_after_seconds
+
+
+class DeadlineUnmeetable(Exception):
+    """A request's deadline would pass before it is finished, at the measured pace.
+
+    Args:
+        estimate_seconds: from now until it would be finished.
+        left_seconds: from now until its deadline.
+        retry_after_seconds: when the same time may be enough, from the measured pace; above 0.
+    """
+
+    def __init__(
+        self, estimate_seconds: float, left_seconds: float, retry_after_seconds: float
+    ) -> None:
+        super().__init__(
+            f"it would take about {estimate_seconds:.2f} s and has {left_seconds:.2f} s"
+        )
+        self.estimate_seconds = estimate_seconds
+        self.left_seconds = left_seconds
         self.retry_after_seconds = retry_after_seconds

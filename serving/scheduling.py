@@ -1,54 +1,122 @@
-"""Who runs next, and how many may wait.
+"""Who runs next: at every engine step, how many lanes each request has.
 
-WorkQueue orders the requests (engine's thread only); Admission bounds the queue (any thread).
-Work is counted in network rows: rows per step and image, times steps.
+Work is counted in network rows, as the plan of a request says (GenerateSpec.work_per_image).
 """
 
-import threading
+from dataclasses import dataclass
+from typing import Literal, get_args
 
 import numpy as np
 import numpy.typing as npt
 
-from serving.request import QueueFull
+from serving.pace import StepCost
 
 Int64Array = npt.NDArray[np.int64]
 Float64Array = npt.NDArray[np.float64]
+BoolArray = npt.NDArray[np.bool_]
+
+SchedulingPolicy = Literal["srpt", "fifo"]
+"""srpt: shortest remaining work (processing time) first, with ageing. fifo: as they came."""
 
 AGEING = 0.5
 """Share of the engine that the request which was passed over longest can count on."""
 
-_PACE_WEIGHT = 0.1  # of the newest engine step in the measured pace
-_UNMEASURED_RETRY_SECONDS = 1.0
-_RETRY_SECONDS = (0.05, 120.0)  # a wait estimate is kept within these
+FILLER_WORK = 4
+"""A request of more than this many times the work of the one that goes first only fills up."""
+
+FILLER_STRETCH = 2.0
+"""How much longer a step may take with those that fill it up than without them."""
+
+FILLER_EFFICIENCY = 0.9
+"""Rows per second, relative to those of a full batch, beyond which a step is not filled up."""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Backlog:
+    """The requests of an engine at one moment.
+
+    Attributes:
+        urgency: float64 [requests], lower goes first.
+        work: int64 [requests], network rows that each still needs.
+        images: that are not finished.
+        images_waiting: of these, without a lane.
+        requests_waiting: that have not had a lane yet.
+    """
+
+    urgency: Float64Array
+    work: Int64Array
+    images: int
+    images_waiting: int
+    requests_waiting: int
+
+    def work_before(self, urgency: float) -> int:
+        """Rows that go before a request of this urgency."""
+        return int(self.work[self.urgency <= urgency].sum())
+
+
+EMPTY_BACKLOG = Backlog(np.zeros(0), np.zeros(0, dtype=np.int64), 0, 0, 0)
+
+
+def filled_up_rows(cost: StepCost, served_rows: float, most_rows: float) -> float:
+    """Rows up to which a step that serves `served_rows` is filled up.
+
+    Args:
+        cost: of a step.
+        served_rows: of the requests that go first.
+        most_rows: of a full batch.
+    """
+    within = cost.rows_within(FILLER_STRETCH * cost.seconds(served_rows))
+    # rows / seconds(rows) = pace, solved for rows.
+    pace = FILLER_EFFICIENCY * most_rows / cost.seconds(most_rows)
+    efficient = pace * cost.fixed_seconds / (1.0 - pace * cost.seconds_per_row)
+    return max(served_rows, min(within, efficient, most_rows))
 
 
 class WorkQueue:
-    """Requests by slot, in the order shortest remaining work first, with ageing.
+    """Requests by slot, in the order in which they are served.
 
-    The clock of ageing is the engine's own work: while it does R rows, each waiting request gains
-    ageing * R rows of credit, and the least (remaining work - credit) goes first. A lane granted
-    costs 2 / ageing times its work in credited time, never more than there is. So a request is
-    passed by no smaller one that came remaining / ageing rows later, and gets at least the share
-    `ageing` of the engine from then on; and a request that is being served gathers no credit with
-    which to hold up a small one. Equals go in the order in which they came.
+    With srpt that is the shortest remaining work first, with ageing. The clock of ageing is the
+    engine's own work: while it does R rows, each request gains ageing * R rows of credit, and the
+    least (remaining work - credit) goes first; being served costs 2 / ageing times the rows in
+    credited time, never more than there is. So a request is passed by no smaller one that came
+    remaining / ageing rows later, and gets at least the share `ageing` of the engine from then on;
+    and a request that is being served gathers no credit with which to hold up a small one. Who has
+    lanes goes on before others that are ahead by less than the work of one of its images, so that
+    equals do not take turns at every step. Equals go in the order in which they came.
+
+    Requests are served whole as far as there are lanes. A big one that fills up the rest slows
+    those before it down, as more rows take longer. So it gets no more than makes good use of the
+    network, and bearable steps (FILLER_EFFICIENCY, FILLER_STRETCH).
 
     Attributes:
-        waiting: int64 [slots], images that have no lane yet.
-        image_work: int64 [slots], rows that one image takes in all.
+        waiting: int64 [slots], images that have had no lane yet.
+        unfinished: int64 [slots], images that are not finished: waiting, running or set aside.
+        work_left: int64 [slots], rows that these still need.
         deadline_seconds: float64 [slots], infinity for none.
     """
 
-    def __init__(self, slots: int, *, ageing: float = AGEING) -> None:
+    def __init__(
+        self, slots: int, *, policy: SchedulingPolicy = "srpt", ageing: float = AGEING
+    ) -> None:
         """`ageing` in 0..1; with 0 a large request can starve."""
+        if policy not in get_args(SchedulingPolicy):
+            raise ValueError(f"policy must be srpt or fifo, got {policy!r}")
         if not 0.0 <= ageing <= 1.0:
             raise ValueError(f"ageing must be in 0..1, got {ageing}")
+        self._fifo = policy == "fifo"
         self._ageing = ageing
-        self._work_done = 0.0
+        self._work_done = 0
         self._free_slots = list(range(slots - 1, -1, -1))
         self._order: Int64Array = np.zeros(slots, dtype=np.int64)
         self._aged_since: Float64Array = np.zeros(slots, dtype=np.float64)
+        self._work: Int64Array = np.zeros(slots, dtype=np.int64)
+        self._images: Int64Array = np.zeros(slots, dtype=np.int64)
+        self._image_work: Int64Array = np.zeros(slots, dtype=np.int64)
+        self._rows_per_lane: Float64Array = np.ones(slots, dtype=np.float64)
+        self._has_lanes: BoolArray = np.zeros(slots, dtype=np.bool_)
         self.waiting: Int64Array = np.zeros(slots, dtype=np.int64)
-        self.image_work: Int64Array = np.zeros(slots, dtype=np.int64)
+        self.unfinished: Int64Array = np.zeros(slots, dtype=np.int64)
+        self.work_left: Int64Array = np.zeros(slots, dtype=np.int64)
         self.deadline_seconds: Float64Array = np.full(slots, np.inf)
 
     @property
@@ -56,26 +124,33 @@ class WorkQueue:
         """Requests that there is room for."""
         return len(self.waiting)
 
-    def waiting_work(self) -> int:
-        """Rows that all waiting images need."""
-        return int(self.waiting @ self.image_work)
+    def add(
+        self, order: int, images: int, image_work: int, num_steps: int, deadline_seconds: float
+    ) -> int:
+        """Enters a request and returns its slot.
 
-    def add(self, order: int, images: int, image_work: int, deadline_seconds: float) -> int:
-        """Enters a request and returns its slot. `order` tells equals apart: lower goes first."""
+        Args:
+            order: tells equals apart: lower goes first.
+            images: wanted.
+            image_work: rows that one image takes in all its steps.
+            num_steps: steps of an image.
+            deadline_seconds: infinity for none.
+        """
         slot = self._free_slots.pop()
         self._order[slot] = order
         self._aged_since[slot] = self._work_done
-        self.waiting[slot] = images
-        self.image_work[slot] = image_work
+        self._work[slot] = self.work_left[slot] = images * image_work
+        self._images[slot] = self.waiting[slot] = self.unfinished[slot] = images
+        self._image_work[slot] = image_work
+        self._rows_per_lane[slot] = image_work / num_steps
+        self._has_lanes[slot] = False
         self.deadline_seconds[slot] = deadline_seconds
         return slot
 
-    def withdraw(self, slot: int) -> int:
-        """Nothing of this request is to be started or timed any more; returns what waited."""
-        waiting = int(self.waiting[slot])
-        self.waiting[slot] = 0
+    def withdraw(self, slot: int) -> None:
+        """Nothing of this request is to be served or timed any more."""
+        self.waiting[slot] = self.unfinished[slot] = self.work_left[slot] = 0
         self.deadline_seconds[slot] = np.inf
-        return waiting
 
     def free(self, slot: int) -> None:
         """Gives the slot of a withdrawn request to whoever comes next."""
@@ -85,112 +160,81 @@ class WorkQueue:
         """Slots whose deadline has come, int64."""
         return np.flatnonzero(self.deadline_seconds <= now_seconds)
 
-    def worked(self, rows: int) -> None:
-        """The engine has done so many rows, for whomever."""
-        self._work_done += rows
+    def served(self, slots: Int64Array, rows: Int64Array) -> None:
+        """A step has been made: `rows` of the network for a lane of each of `slots` (repeated)."""
+        np.subtract.at(self.work_left, slots, rows)
+        self._work_done += int(rows.sum())
+        if self._ageing:
+            np.add.at(self._aged_since, slots, rows * (2.0 / self._ageing))
+            self._aged_since[slots] = np.minimum(self._aged_since[slots], self._work_done)
 
-    def grant(self, lanes: int, running_work: Float64Array) -> list[tuple[int, int]]:
-        """Gives up to `lanes` lanes to waiting images.
+    def finished(self, slots: Int64Array) -> None:
+        """An image of each of `slots` (repeated) is finished."""
+        np.subtract.at(self.unfinished, slots, 1)
+
+    def allot(self, lanes: int, cost: StepCost | None) -> tuple[Int64Array, Int64Array]:
+        """How many lanes each request has in the next step.
 
         Args:
-            lanes: lanes to give, 1 or more.
-            running_work: float64 [slots], rows that each request's running lanes still need.
+            lanes: that there are.
+            cost: of a step; None if it is not known yet.
 
         Returns:
-            (slot, images) in the order in which they were chosen; each at least 1 image.
+            (slots, lanes), int64 [N] each, in the order of urgency; a request that is not named
+            has none, nor has one with 0.
         """
-        slots = np.flatnonzero(self.waiting)
-        remaining = self.waiting[slots] * self.image_work[slots] + running_work[slots]
-        urgency = remaining - self._ageing * (self._work_done - self._aged_since[slots])
-        if slots.size > 4 * lanes:  # sort those that can win at all, ties included
-            last = np.partition(urgency, lanes - 1)[lanes - 1]
-            able = urgency <= last
+        ranked = np.flatnonzero(self.unfinished)
+        if ranked.size > 1:
+            ranked = self._ranked(ranked, lanes)
+        wanted = self.unfinished[ranked]
+        before = np.cumsum(wanted) - wanted
+        given: Int64Array = np.clip(lanes - before, 0, wanted)
+        if ranked.size > 1 and cost is not None and not self._fifo:
+            self._limit_fillers(ranked, given, lanes, cost)
+        self._has_lanes.fill(False)
+        self._has_lanes[ranked] = given > 0
+        return ranked, given
+
+    def backlog(self, images_running: int) -> Backlog:
+        """What is here, with so many of the images in lanes."""
+        slots = np.flatnonzero(self.unfinished)
+        images = int(self.unfinished[slots].sum())
+        return Backlog(
+            urgency=self._urgency(slots),
+            work=self.work_left[slots],
+            images=images,
+            images_waiting=images - images_running,
+            requests_waiting=int(np.count_nonzero(self.waiting[slots] == self._images[slots])),
+        )
+
+    def _urgency(self, slots: Int64Array) -> Float64Array:
+        if self._fifo:
+            return self._order[slots].astype(np.float64)
+        credit = self._ageing * (self._work_done - self._aged_since[slots])
+        staying = self._has_lanes[slots] * self._image_work[slots]
+        urgency: Float64Array = self.work_left[slots] - credit - staying
+        return urgency
+
+    def _ranked(self, slots: Int64Array, lanes: int) -> Int64Array:
+        """The slots that can have lanes at all, the most urgent first."""
+        urgency = self._urgency(slots)
+        if slots.size > 4 * lanes:  # each takes a lane at least: sort those that can win, and ties
+            able = urgency <= np.partition(urgency, lanes - 1)[lanes - 1]
             slots, urgency = slots[able], urgency[able]
-        granted = []
-        for slot in slots[np.lexsort((self._order[slots], urgency))].tolist():
-            images = min(lanes, int(self.waiting[slot]))
-            self.waiting[slot] -= images
-            self._spend_credit(slot, images)
-            granted.append((slot, images))
-            lanes -= images
-            if lanes == 0:
-                break
-        return granted
+        ranked: Int64Array = slots[np.lexsort((self._order[slots], urgency))]
+        return ranked
 
-    def _spend_credit(self, slot: int, images: int) -> None:
-        if self._ageing:
-            spent = 2.0 * images * self.image_work[slot] / self._ageing
-            self._aged_since[slot] = min(self._work_done, self._aged_since[slot] + spent)
-
-
-class Admission:
-    """The bound of the queue, in images, and the measured pace. Safe to use from any thread."""
-
-    def __init__(self, max_queued_images: int) -> None:
-        """`max_queued_images` is at least 1."""
-        if max_queued_images < 1:
-            raise ValueError(f"max_queued_images must be at least 1, got {max_queued_images}")
-        self._limit = max_queued_images
-        self._lock = threading.Lock()
-        self._waiting = 0
-        self._images = 0
-        self._work = 0
-        self._seconds_per_row: float | None = None
-
-    @property
-    def limit(self) -> int:
-        """Images that may wait."""
-        return self._limit
-
-    @property
-    def images_waiting(self) -> int:
-        """Images accepted that have no lane yet."""
-        return self._waiting
-
-    @property
-    def seconds_per_row(self) -> float | None:
-        """Measured pace of the engine, steps as a whole; None before the first."""
-        return self._seconds_per_row
-
-    def reserve(self, images: int, work: int) -> None:
-        """Takes room in the queue for the images of a request, which need `work` rows in all.
-
-        Raises:
-            QueueFull: if there is none.
-        """
-        with self._lock:
-            if self._waiting + images > self._limit:
-                raise QueueFull(self._limit, self._waiting, self._retry_after_seconds(images))
-            self._waiting += images
-            self._images += images
-            self._work += work
-
-    def left(self, images: int) -> None:
-        """So many images wait no longer: they have a lane, or their request has ended."""
-        with self._lock:
-            self._waiting -= images
-
-    def measured(self, rows: int, seconds: float, images: int, work: int) -> None:
-        """Takes note of an engine step.
-
-        Args:
-            rows: useful network rows in it.
-            seconds: that it took as a whole.
-            images: waiting and running after it.
-            work: rows that these still need.
-        """
-        with self._lock:
-            self._images, self._work = images, work
-            if rows > 0 and seconds > 0.0:
-                pace = seconds / rows
-                before = pace if self._seconds_per_row is None else self._seconds_per_row
-                self._seconds_per_row = before + _PACE_WEIGHT * (pace - before)
-
-    def _retry_after_seconds(self, images: int) -> float:
-        """Until so many images fit, if all that is here takes the average time."""
-        if self._seconds_per_row is None:
-            return _UNMEASURED_RETRY_SECONDS
-        must_leave = min(self._waiting + images - self._limit, self._waiting)
-        work_per_image = self._work / max(self._images, 1)
-        shortest, longest = _RETRY_SECONDS
-        return min(max(must_leave * work_per_image * self._seconds_per_row, shortest), longest)
+    def _limit_fillers(
+        self, ranked: Int64Array, given: Int64Array, lanes: int, cost: StepCost
+    ) -> None:
+        """Takes lanes from requests that only fill up, as far as they slow the others down."""
+        fills = self._work[ranked] > FILLER_WORK * self._work[ranked[0]]
+        if not fills.any():
+            return
+        per_lane = self._rows_per_lane[ranked]
+        rows = given * per_lane
+        served_rows = float(rows[~fills].sum())
+        room = filled_up_rows(cost, served_rows, lanes) - served_rows
+        rows[~fills] = 0.0
+        allowed = np.floor(np.maximum(room - (np.cumsum(rows) - rows), 0.0) / per_lane)
+        np.minimum(given, allowed.astype(np.int64), out=given, where=fills)

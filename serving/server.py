@@ -13,12 +13,11 @@ from typing import TypeVar, cast
 
 from serving import health, listening
 from serving.configuration import ServerConfig
-from serving.engine_statistics import StepStats
 from serving.engine_thread import EngineThread
 from serving.health import Health, Phase, Readiness
 from serving.http import HttpServer, make_app
-from serving.loading import LoadedModel, load_models
-from serving.metrics import EngineLoad, Metrics
+from serving.loading import EngineSettings, LoadedModel, load_models
+from serving.metrics import Metrics
 from serving.reflection import Reflection
 from serving.service import SERVICE_NAME, DiffusionService
 from serving.tls import Certificates
@@ -140,8 +139,12 @@ class Server:
             config.models,
             provider=config.provider,
             num_threads=config.num_threads,
-            max_lanes=config.max_lanes,
-            max_queued_images=config.max_queued_images,
+            settings=EngineSettings(
+                max_lanes=config.max_lanes,
+                max_queued_images=config.max_queued_images,
+                max_queued_requests=config.max_queued_requests,
+                policy=config.scheduling_policy,
+            ),
         )
 
     async def _unless_stopped(self, work: Callable[[], _ResultT]) -> _ResultT | None:
@@ -161,18 +164,15 @@ class Server:
             self._metrics.model_loaded(
                 name, model.served.version, model.provider, model.report.bit_equal
             )
-            self._metrics.watch_engine(name, _load_of(model))
+            self._metrics.watch_engine(name, model.engine.statistics)
         engine_thread = EngineThread(
-            {model.served.name: model.engine for model in loaded}, on_step=self._on_step
+            {model.served.name: model.engine for model in loaded},
+            on_step=self._metrics.engine_stepped,
         )
         self._metrics.watch_engine_thread(engine_thread.last_step_age_seconds)
         engine_thread.start()
         self._service.attach([model.served for model in loaded], engine_thread)
         return engine_thread
-
-    def _on_step(self, model: str, stats: StepStats) -> None:
-        if stats.rows:
-            self._metrics.engine_stepped(model, stats.rows, stats.total_seconds)
 
     async def _watch(self, engine_thread: EngineThread) -> None:
         while engine_thread.alive:  # noqa: ASYNC110  (a dead thread sets no event)
@@ -246,18 +246,6 @@ def _tokens(config: ServerConfig) -> Tokens | None:
             config.host,
         )
     return Tokens(config.auth_tokens_file)
-
-
-def _load_of(model: LoadedModel) -> Callable[[], EngineLoad]:
-    def load() -> EngineLoad:
-        statistics = model.engine.statistics()
-        return EngineLoad(
-            lanes_in_use=statistics.lanes_active,
-            lanes_capacity=statistics.lanes_capacity,
-            images_waiting=statistics.images_waiting,
-        )
-
-    return load
 
 
 async def _first(*events: asyncio.Event) -> None:

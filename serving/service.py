@@ -16,7 +16,7 @@ from serving.exchange import Context, Exchange, Exchanges
 from serving.health import Phase, Readiness
 from serving.metrics import Metrics
 from serving.parsing import parse
-from serving.request import Outcome, QueueFull
+from serving.request import DeadlineUnmeetable, Outcome, QueueFull
 from serving.tokens import Tokens
 from serving.validation import (
     MAX_GUIDANCE_SCALE,
@@ -158,7 +158,13 @@ class DiffusionService:
         try:
             handle = self._engine_thread.submit(accepted.model.name, accepted.spec, delivery)
         except QueueFull as full:
-            raise refusal.queue_full(full.waiting, full.limit, full.retry_after_seconds) from None
+            raise refusal.queue_full(
+                full.waiting, full.limit, full.retry_after_seconds, full.what
+            ) from None
+        except DeadlineUnmeetable as late:
+            raise refusal.deadline_unmeetable(
+                late.estimate_seconds, late.left_seconds, late.retry_after_seconds
+            ) from None
         except EngineUnavailable:
             raise refusal.unavailable(Phase.FAILED.value) from None
         self._deliveries.add(delivery)

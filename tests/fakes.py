@@ -68,7 +68,7 @@ class FakeNetwork:
 
     Attributes:
         batches: labels of the rows of every call, null rows included.
-        clock, seconds_per_row: if given, a call takes that long.
+        clock, seconds_per_row, fixed_seconds: if there is a clock, a call takes that long.
         nan_labels: rows with one of these labels give `nan` (at the calls in nan_calls, if any).
         raise_on: numbers of the calls (from 0) that raise.
         gate: if given, each call waits until it is set.
@@ -77,6 +77,7 @@ class FakeNetwork:
 
     clock: FakeClock | None = None
     seconds_per_row: float = 0.01
+    fixed_seconds: float = 0.0
     nan_labels: set[int] = field(default_factory=set)
     nan_calls: set[int] | None = None
     nan: float = float("nan")
@@ -98,7 +99,7 @@ class FakeNetwork:
         if self.gate is not None:
             assert self.gate.wait(30)
         if self.clock is not None:
-            self.clock.now += self.seconds_per_row * len(x_t)
+            self.clock.now += self.fixed_seconds + self.seconds_per_row * len(x_t)
         if call in self.raise_on:
             raise RuntimeError("the device fell off")
         eps = fake_eps(x_t, emb)

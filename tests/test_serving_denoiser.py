@@ -20,7 +20,6 @@ REQUESTS = [
 
 def join(denoiser: Denoiser, number: int) -> None:
     request = REQUESTS[number]
-    first_lane = denoiser.lanes.count
     denoiser.join(
         request,
         request=number,
@@ -28,7 +27,7 @@ def join(denoiser: Denoiser, number: int) -> None:
         first_index=request.first_index,
         images=request.count,
     )
-    denoiser.draw_initial(first_lane)
+    denoiser.draw_initial()
 
 
 def run(denoiser: Denoiser, joins_at: dict[int, list[int]]) -> dict[tuple[int, int], Floats]:
@@ -70,7 +69,7 @@ def test_a_guided_lane_costs_two_rows_and_an_unguided_one_costs_one() -> None:
     denoiser = Denoiser(fake_model(), network, max_lanes=8)
     for number in (0, 1, 2):
         join(denoiser, number)
-    assert denoiser.rows == 3 + 2 + 4
+    assert denoiser.lane_rows().sum() == 3 + 2 + 4
     denoiser.step()
     assert network.batches == [[0, 0, 0, 1, 2, 2, 10, 10, 10]]
 
@@ -82,7 +81,7 @@ def test_a_lane_costs_a_second_row_only_where_its_plan_is_guided() -> None:
     plan = make_plan("ddim_stochastic", fake_model().schedule, 8)
     assert set(plan.guided.tolist()) == {False, True}
     for guided in plan.guided:
-        assert denoiser.rows == (4 if guided else 2)
+        assert denoiser.lane_rows().sum() == (4 if guided else 2)
         denoiser.step()
     assert [len(batch) for batch in network.batches] == [4 if g else 2 for g in plan.guided]
     assert sum(map(len, network.batches)) == REQUESTS[6].count * REQUESTS[6].work_per_image

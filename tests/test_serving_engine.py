@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from serving.engine import Engine, EngineModel, StepStats
-from serving.request import GenerateSpec, Outcome, Pixels, QueueFull
+from serving.request import DeadlineUnmeetable, GenerateSpec, Outcome, Pixels, QueueFull
 from tests.fakes import (
     FakeClock,
     FakeNetwork,
@@ -172,7 +172,7 @@ def test_freed_lanes_are_taken_in_the_same_step() -> None:
     engine = Engine(MODEL, network, max_lanes=4)
     request_id, _ = submit(engine, spec(label=1, count=4, num_steps=50))
     engine.step()
-    _, waiting = submit(engine, spec(label=2, count=4))
+    _, waiting = submit(engine, spec(label=2, count=4, num_steps=50))
     engine.step()
     assert not waiting.was_started
     engine.cancel(request_id)
@@ -268,7 +268,8 @@ def test_waiting_and_running_time_are_told_apart() -> None:
 
 def test_nan_in_one_lane_ends_that_request_and_leaves_the_others_unchanged_to_the_bit() -> None:
     network = FakeNetwork(nan_labels={9}, nan_calls={3})
-    engine = Engine(MODEL, network, max_lanes=16)
+    # Time stands still, so that no pace is known and all of them share the batch.
+    engine = Engine(MODEL, network, max_lanes=16, clock=FakeClock())
     sinks = [submit(engine, request)[1] for request in MIXTURE[:5]]
     _, bad = submit(engine, spec(label=9, count=6, num_steps=8))
     steps = finish(engine)
@@ -352,8 +353,7 @@ def test_a_small_request_overtakes_a_large_one() -> None:
     while small.outcome is None:
         engine.step()
         steps += 1
-    # At most the rest of the running images' steps, then its own.
-    assert steps <= 5 + 5
+    assert steps == 5, "it waited for a lane"
     assert large.outcome is None
 
 
@@ -364,9 +364,65 @@ def test_it_overtakes_wherever_the_large_one_stands(images_before: int) -> None:
     while len(large.images) < images_before:
         engine.step()
     _, small = submit(engine, spec(num_steps=2))
-    for _ in range(2 + 2):
+    for _ in range(2):
         engine.step()
     assert small.outcome is Outcome.FINISHED
+
+
+def test_a_lane_set_aside_at_any_step_goes_on_to_the_same_bits() -> None:
+    """Every second step goes to small requests that take all lanes but the large one's last."""
+    for sampler in ("ddpm", "ddim", "dpmpp_2m", "ddim_stochastic"):
+        engine = Engine(MODEL, FakeNetwork(), max_lanes=3, clock=FakeClock())
+        large = spec(label=8, count=7, num_steps=9, sampler=sampler, guidance_scale=1.5)
+        _, sink = submit(engine, large)
+        others: list[tuple[GenerateSpec, RecordingSink]] = []
+        while sink.outcome is None:
+            engine.step()
+            small = spec(label=1, seed=len(others), count=3, num_steps=1)
+            others.append((small, submit(engine, small)[1]))
+            engine.step()
+        finish(engine)
+        totals = engine.statistics().totals
+        assert totals.lanes_set_aside > 40, "hardly ever interrupted"
+        assert_reference_pixels(MODEL, large, sink.images)
+        for small, other in others:
+            assert_reference_pixels(MODEL, small, other.images)
+        assert_empty(engine)
+
+
+def test_cancelling_frees_the_lanes_that_were_set_aside() -> None:
+    engine = Engine(MODEL, FakeNetwork(), max_lanes=4, clock=FakeClock())
+    request_id, large = submit(engine, spec(count=50, num_steps=20))
+    engine.step()
+    _, small = submit(engine, spec(count=3, num_steps=5))
+    engine.step()
+    assert engine.statistics().lanes_set_aside == 3
+    assert engine.statistics().images_waiting == 46 + 3
+    engine.cancel(request_id)
+    engine.step()
+    assert large.outcome is Outcome.CANCELLED
+    assert engine.statistics().lanes_set_aside == 0
+    finish(engine)
+    assert_reference_pixels(MODEL, spec(count=3, num_steps=5), small.images)
+    assert_empty(engine)
+
+
+def test_with_fifo_nobody_overtakes() -> None:
+    engine = Engine(MODEL, FakeNetwork(), max_lanes=4, policy="fifo")
+    _, large = submit(engine, spec(count=40, num_steps=5))
+    engine.step()
+    _, small = submit(engine, spec(num_steps=5))
+    finish(engine)
+    assert engine.statistics().totals.lanes_set_aside == 0
+    assert large.outcome is small.outcome is Outcome.FINISHED
+    assert small.endings[0][1] > 0
+    assert len(large.images) == 40
+    order = Engine(MODEL, FakeNetwork(), max_lanes=4, policy="fifo")
+    _, large = submit(order, spec(count=40, num_steps=5))
+    _, small = submit(order, spec(num_steps=5))
+    while small.outcome is None:
+        order.step()
+    assert large.outcome is Outcome.FINISHED
 
 
 def test_an_endless_stream_of_small_requests_does_not_starve_a_large_one() -> None:
@@ -497,21 +553,18 @@ def test_a_random_script_ends_every_request_once_with_the_right_pixels(seed: int
     refused, totals = 0, StepStats()
     while len(ledger) < 300:
         for _ in range(script.choice([0, 0, 1, 2, 5])):
-            request = random_spec(script, clock.now)
-            sink = RecordingSink()
-            try:
-                ledger[engine.submit(request, sink)] = request, sink
-            except QueueFull:
-                refused += 1
+            refused += not entered(engine, random_spec(script, clock.now), ledger)
         for request_id in ledger:
             if script.random() < 0.2 / max(len(ledger), 10):
                 engine.cancel(request_id)
+        if script.random() < 0.03:
+            clock.now += 0.5  # something else had the machine
         step = engine.step()
         if step is not None:
             assert step.lanes <= 12
             assert step.rows_useful == (len(network.batches[-1]) if step.lanes else 0)
             add(totals, step)
-        assert engine.statistics().images_waiting <= 150
+        assert engine.statistics().images_waiting <= 150 + 12  # those set aside wait too
     for request_id in script.sample(sorted(ledger), 60):
         engine.cancel(request_id)
     for step in finish(engine):
@@ -532,6 +585,18 @@ def test_a_random_script_ends_every_request_once_with_the_right_pixels(seed: int
     assert_empty(engine)
     assert engine._lanes.free == 12
     assert len(engine._queue._free_slots) == engine._queue.slots
+
+
+def entered(
+    engine: Engine, request: GenerateSpec, ledger: dict[int, tuple[GenerateSpec, RecordingSink]]
+) -> bool:
+    """Submits and writes down; whether it was accepted."""
+    sink = RecordingSink()
+    try:
+        ledger[engine.submit(request, sink)] = request, sink
+    except (QueueFull, DeadlineUnmeetable):
+        return False
+    return True
 
 
 def random_spec(script: random.Random, now: float) -> GenerateSpec:

@@ -43,7 +43,7 @@ def test_any_lanes_leaving_leaves_the_others_whole_and_packed() -> None:
 
 
 def test_images_in_use_are_one_contiguous_batch_with_room_for_null_rows_behind() -> None:
-    lanes = LaneTable(4, (1, 2, 2))
+    lanes = LaneTable(4, (1, 2, 2), rows=8)
     fill(lanes, range(1, 5))
     lanes.leave(np.array([True, False, True, False]))
     assert lanes.x[: 2 * lanes.count].flags.c_contiguous
@@ -67,12 +67,21 @@ def test_more_lanes_than_there_are_is_an_error() -> None:
         lanes.take(2)
 
 
-def test_work_left_counts_two_rows_for_each_step_of_a_guided_lane() -> None:
-    lanes = LaneTable(4, (1, 1, 1))
-    rows = lanes.take(3)
-    lanes.num_steps[rows] = [10, 10, 5]
-    lanes.position[rows] = [0, 4, 4]
-    lanes.guided[rows] = [False, True, False]
-    lanes.request[rows] = [2, 0, 2]
-    assert lanes.work_left().tolist() == [10, 12, 1]
-    assert lanes.work_by_request(4).tolist() == [12, 0, 11, 0]
+def test_lanes_received_from_another_table_are_the_same_lanes() -> None:
+    source, target = LaneTable(6, (1, 2, 2)), LaneTable(4, (1, 2, 2), rows=8)
+    fill(source, range(1, 7))
+    fill(target, range(11, 12))
+    target.receive(source, np.array([4, 1]))
+    assert target.index[: target.count].tolist() == [11, 5, 2]
+    for name in (*ATTRIBUTES, "x"):
+        theirs = getattr(source, name)[[4, 1]]
+        np.testing.assert_array_equal(getattr(target, name)[1:3], theirs)
+    assert source.count == 6
+
+
+def test_more_lanes_than_are_free_are_not_received() -> None:
+    source, target = LaneTable(3, (1, 1, 1)), LaneTable(2, (1, 1, 1))
+    fill(source, range(3))
+    with pytest.raises(ValueError, match="3 lanes asked for, 2 free"):
+        target.receive(source, np.arange(3))
+    assert target.count == 0

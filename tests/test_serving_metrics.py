@@ -3,7 +3,16 @@
 import prometheus_client
 from prometheus_client.parser import text_string_to_metric_families
 
-from serving.metrics import EngineLoad, Metrics
+from serving.engine_statistics import EngineStatistics, EngineTotals, StepStats
+from serving.metrics import Metrics
+from serving.request import Outcome
+
+
+def statistics(**changes: int) -> EngineStatistics:
+    """Of an engine without work."""
+    names = "lanes_active lanes_capacity lanes_set_aside images_waiting images_waiting_limit"
+    counts = dict.fromkeys([*names.split(), "requests_active"], 0) | changes
+    return EngineStatistics(**counts, seconds_per_row=None, totals=EngineTotals())
 
 
 def published(metrics: Metrics) -> dict[str, float]:
@@ -40,26 +49,35 @@ def test_images_previews_and_times_are_counted_by_model() -> None:
     metrics.images_delivered("mnist", "seven", 4)
     metrics.previews_dropped("mnist", 5)
     metrics.request_computed("mnist", 0.3, 2.0)
-    metrics.engine_stepped("mnist", 48, 0.02)
+    step = StepStats(
+        rows=48, total_seconds=0.02, lanes_set_aside=3, network_failures=1, nonfinite_lanes=2
+    )
+    metrics.engine_stepped("mnist", step)
+    metrics.engine_stepped("mnist", StepStats(requests_done={Outcome.CANCELLED: 1}))
     samples = published(metrics)
     assert samples["diffusion_images_total{label=seven,model=mnist}"] == 20
     assert samples["diffusion_previews_dropped_total{model=mnist}"] == 5
     assert samples["diffusion_queue_seconds_sum{model=mnist}"] == 0.3
     assert samples["diffusion_compute_seconds_sum{model=mnist}"] == 2.0
     assert samples["diffusion_engine_step_rows_sum{model=mnist}"] == 48
+    assert samples["diffusion_engine_step_rows_count{model=mnist}"] == 1
+    assert samples["diffusion_lane_preemptions_total{model=mnist}"] == 3
+    assert samples["diffusion_network_failures_total{model=mnist}"] == 1
+    assert samples["diffusion_nonfinite_lanes_total{model=mnist}"] == 2
     assert samples["diffusion_engine_step_seconds_sum{model=mnist}"] == 0.02
 
 
 def test_gauges_are_read_when_they_are_asked_for() -> None:
     metrics = Metrics()
-    load = EngineLoad(lanes_in_use=3, lanes_capacity=64, images_waiting=7)
+    load = statistics(lanes_active=3, lanes_capacity=64, lanes_set_aside=2, images_waiting=7)
     age, state = 0.5, {"ready": False, "draining": False}
     metrics.watch_engine("mnist", lambda: load)
     metrics.watch_engine_thread(lambda: age)
     metrics.watch_readiness(lambda: state["ready"], lambda: state["draining"])
     assert published(metrics)["diffusion_lanes_in_use{model=mnist}"] == 3
+    assert published(metrics)["diffusion_lanes_set_aside{model=mnist}"] == 2
     assert published(metrics)["diffusion_ready{}"] == 0
-    load = EngineLoad(lanes_in_use=0, lanes_capacity=64, images_waiting=0)
+    load = statistics(lanes_capacity=64)
     age = 1.5
     state.update(ready=True, draining=True)
     samples = published(metrics)

@@ -1,79 +1,132 @@
-"""Who runs next, and how many may wait."""
-
-import threading
+"""Who runs next."""
 
 import numpy as np
 import pytest
 
-from serving.request import QueueFull
-from serving.scheduling import AGEING, Admission, WorkQueue
+from serving.pace import StepCost
+from serving.scheduling import AGEING, FILLER_EFFICIENCY, FILLER_STRETCH, WorkQueue
 
 NEVER = float("inf")
 
 
-def nothing_runs(queue: WorkQueue) -> np.ndarray:
-    return np.zeros(queue.slots)
+def add(queue: WorkQueue, order: int, images: int, image_work: int) -> int:
+    return queue.add(order, images, image_work, num_steps=image_work, deadline_seconds=NEVER)
 
 
-def grant(queue: WorkQueue, lanes: int) -> list[tuple[int, int]]:
-    return queue.grant(lanes, nothing_runs(queue))
+def allot(queue: WorkQueue, lanes: int, cost: StepCost | None = None) -> dict[int, int]:
+    """Lanes by slot, in the order of urgency, of those that have any."""
+    slots, given = queue.allot(lanes, cost)
+    return {slot: n for slot, n in zip(slots.tolist(), given.tolist(), strict=True) if n}
 
 
-def test_the_shortest_remaining_work_goes_first() -> None:
+def serve(queue: WorkQueue, allotted: dict[int, int]) -> None:
+    """A step with a row for every lane."""
+    slots = np.repeat(list(allotted), list(allotted.values())).astype(np.int64)
+    queue.served(slots, np.ones_like(slots))
+
+
+def test_the_shortest_remaining_work_goes_first_and_is_served_whole() -> None:
     queue = WorkQueue(8)
-    large = queue.add(1, images=100, image_work=10, deadline_seconds=NEVER)
-    few_images = queue.add(2, images=3, image_work=10, deadline_seconds=NEVER)
-    few_steps = queue.add(3, images=5, image_work=2, deadline_seconds=NEVER)
-    assert grant(queue, 20) == [(few_steps, 5), (few_images, 3), (large, 12)]
-    assert queue.waiting[large] == 88
+    large = add(queue, 1, images=100, image_work=10)
+    few_images = add(queue, 2, images=3, image_work=10)
+    few_steps = add(queue, 3, images=5, image_work=2)
+    allotted = allot(queue, 20)
+    assert list(allotted.items()) == [(few_steps, 5), (few_images, 3), (large, 12)]
 
 
-def test_work_that_runs_counts_as_remaining() -> None:
-    queue = WorkQueue(4)
-    first = queue.add(1, images=2, image_work=10, deadline_seconds=NEVER)
-    second = queue.add(2, images=3, image_work=10, deadline_seconds=NEVER)
-    running = nothing_runs(queue)
-    running[first] = 50
-    assert queue.grant(1, running) == [(second, 1)]
+def test_what_counts_is_the_work_that_remains() -> None:
+    queue = WorkQueue(4, ageing=0.0)
+    first = add(queue, 1, images=2, image_work=50)
+    second = add(queue, 2, images=3, image_work=30)
+    assert list(allot(queue, 5)) == [second, first]
+    for _ in range(6):
+        serve(queue, {first: 2})
+    assert queue.work_left[first] == 88
+    assert list(allot(queue, 5)) == [first, second]
 
 
-def test_equals_go_in_the_order_in_which_they_came_also_when_there_are_thousands() -> None:
+def test_who_has_lanes_keeps_them_unless_another_is_ahead_by_an_image() -> None:
+    queue = WorkQueue(8)
+    running = add(queue, 1, images=1, image_work=10)
+    assert allot(queue, 1) == {running: 1}
+    add(queue, 2, images=1, image_work=5)
+    assert allot(queue, 1) == {running: 1}
+    far = add(queue, 3, images=10, image_work=10)
+    assert allot(queue, 1) == {running: 1}
+    for _ in range(8):
+        serve(queue, {far: 1})  # what others are served does not take the lanes away
+    assert allot(queue, 1) == {running: 1}
+
+
+def test_small_requests_that_wait_long_are_served_one_after_another_and_not_in_turns() -> None:
+    queue = WorkQueue(64)
+    for order in range(40):
+        add(queue, order, 1, 10)
+    begun: list[int] = []
+    for _ in range(40 * 10 // 4):
+        allotted = allot(queue, 4)
+        begun += [slot for slot in allotted if slot not in begun]
+        serve(queue, allotted)
+        done = [slot for slot in allotted if queue.work_left[slot] == 0]
+        assert len([slot for slot in begun if queue.work_left[slot] > 0]) <= 4
+        for slot in done:
+            queue.withdraw(slot)
+    assert not queue.unfinished.any()
+
+
+def test_with_fifo_it_is_the_order_in_which_they_came_whatever_their_size() -> None:
+    queue = WorkQueue(4, policy="fifo")
+    large = add(queue, 1, images=50, image_work=10)
+    small = add(queue, 2, images=1, image_work=1)
+    assert allot(queue, 10) == {large: 10}
+    queue.withdraw(large)
+    assert allot(queue, 10) == {small: 1}
+
+
+@pytest.mark.parametrize("policy", ["srpt", "fifo"])
+def test_equals_go_in_the_order_in_which_they_came_also_when_there_are_thousands(
+    policy: str,
+) -> None:
     generator = np.random.default_rng(0)
-    queue = WorkQueue(3000)
-    slots = [queue.add(order, 1, 10, NEVER) for order in range(3000)]
+    queue = WorkQueue(3000, policy=policy)
+    slots = [add(queue, order, 1, 10) for order in range(3000)]
     for slot in generator.permutation(slots):  # so that slots are handed out in another order
         queue.withdraw(int(slot))
         queue.free(int(slot))
-    slots = [queue.add(order, 1, 10, NEVER) for order in range(3000)]
+    slots = [add(queue, order, 1, 10) for order in range(3000)]
     assert slots != sorted(slots)
-    granted = [slot for _ in range(30) for slot, _ in grant(queue, 100)]
-    assert granted == slots
+    allotted = []
+    for _ in range(30):
+        allotted += list(allot(queue, 100))
+        for slot in allotted[-100:]:
+            queue.withdraw(slot)
+    assert allotted == slots
 
 
 def test_a_large_request_is_not_starved_by_an_endless_stream_of_small_ones() -> None:
     """No small one passes it that came work / ageing rows later; then it has half the engine."""
     queue = WorkQueue(200)
     images, image_work, lanes, backlog = 100, 10, 8, 50
-    large = queue.add(0, images, image_work, NEVER)
-    order, rows, first_grant = 1, 0, None
-    while queue.waiting[large]:
-        while np.count_nonzero(queue.waiting) < backlog:
-            queue.add(order, 1, image_work, NEVER)
+    large = add(queue, 0, images, image_work)
+    order, rows, first_served = 1, 0, None
+    while queue.work_left[large] > 0:
+        while np.count_nonzero(queue.unfinished) < backlog:
+            add(queue, order, 1, image_work)
             order += 1
-        granted = grant(queue, lanes)
-        for slot, _ in granted:
-            if slot == large and first_grant is None:
-                first_grant = rows
-            if slot != large:
+        allotted = allot(queue, lanes)
+        serve(queue, allotted)
+        if large in allotted and first_served is None:
+            first_served = rows
+        for slot in allotted:
+            if slot != large and queue.work_left[slot] == 0:
                 queue.withdraw(slot)
                 queue.free(slot)
-        queue.worked(lanes * image_work)
-        rows += lanes * image_work
+        rows += lanes
         assert rows < 10 * images * image_work / AGEING, "starved"
-    assert first_grant is not None
+    assert first_served is not None
     work, before_the_turn = images * image_work, (backlog + lanes) * image_work
     # Passed over at first, so that the small ones are fast; then in its turn.
-    assert work / 2 < first_grant <= work / AGEING + before_the_turn
+    assert work / 2 < first_served <= work / AGEING + before_the_turn
     # While it has half the engine, the small ones wait twice as long and age twice as much.
     assert rows <= 2 * work / AGEING + before_the_turn / (1 - AGEING)
 
@@ -81,44 +134,98 @@ def test_a_large_request_is_not_starved_by_an_endless_stream_of_small_ones() -> 
 def test_without_ageing_the_same_stream_starves_it() -> None:
     """That the test above can fail."""
     queue = WorkQueue(200, ageing=0.0)
-    large = queue.add(0, 100, 10, NEVER)
+    large = add(queue, 0, 100, 10)
     for order in range(1, 2000):
-        slot = queue.add(order, 1, 10, NEVER)
-        assert grant(queue, 1) == [(slot, 1)]
+        slot = add(queue, order, 1, 10)
+        assert allot(queue, 1) == {slot: 1}
+        serve(queue, {slot: 1})
         queue.withdraw(slot)
         queue.free(slot)
-        queue.worked(10)
-    assert queue.waiting[large] == 100
+    assert queue.work_left[large] == 1000
 
 
 def test_a_request_that_is_served_gathers_no_credit_against_small_ones() -> None:
     queue = WorkQueue(4)
-    large = queue.add(0, images=1000, image_work=10, deadline_seconds=NEVER)
-    for _ in range(90):  # alone, it gets every lane
-        assert grant(queue, 10) == [(large, 10)]
-        queue.worked(100)
-    small = queue.add(1, images=1, image_work=10, deadline_seconds=NEVER)
-    assert grant(queue, 1) == [(small, 1)]
+    large = add(queue, 0, images=1000, image_work=10)
+    for _ in range(900):  # alone, it gets every lane
+        assert allot(queue, 10) == {large: 10}
+        serve(queue, {large: 10})
+    small = add(queue, 1, images=1, image_work=10)
+    assert list(allot(queue, 10)) == [small, large]
+
+
+@pytest.mark.parametrize("fixed_seconds", [0.0, 0.25, 1.0, 5.0, 20.0, 1000.0])
+def test_a_step_is_filled_up_as_far_as_it_pays_and_those_before_can_bear(
+    fixed_seconds: float,
+) -> None:
+    queue = WorkQueue(8)
+    smalls = [add(queue, order, 1, 10) for order in range(3)]
+    large = add(queue, 9, 1000, 10)
+    cost = StepCost(fixed_seconds, 1.0)
+    best = 64 / cost.seconds(64)
+    allotted = allot(queue, 64, cost)
+    rows = sum(allotted.values())
+    assert all(allotted[slot] == 1 for slot in smalls)
+    assert cost.seconds(rows) <= FILLER_STRETCH * cost.seconds(3)
+    more = rows + 1
+    assert (
+        cost.seconds(more) > FILLER_STRETCH * cost.seconds(3)
+        or more / cost.seconds(more) > FILLER_EFFICIENCY * best
+    )
+    for slot in smalls:
+        queue.withdraw(slot)
+    assert allot(queue, 64, cost) == {large: 64}
+
+
+def test_requests_of_like_size_do_not_limit_each_other() -> None:
+    queue = WorkQueue(80)
+    for order in range(70):
+        add(queue, order, images=1 + order % 4, image_work=10)
+    assert sum(allot(queue, 64, StepCost(0.0, 1.0)).values()) == 64
+
+
+def test_filling_up_is_counted_in_rows_where_lanes_are_guided() -> None:
+    queue = WorkQueue(4)
+    add(queue, 0, 4, 10)
+    guided = queue.add(1, 1000, image_work=20, num_steps=10, deadline_seconds=NEVER)
+    assert allot(queue, 64, StepCost(4.0, 1.0))[guided] == 4  # eight rows beside four
+
+
+def test_images_are_allotted_until_they_are_finished() -> None:
+    queue = WorkQueue(4)
+    slot = add(queue, 0, 3, 1)
+    assert allot(queue, 8) == {slot: 3}
+    queue.finished(np.array([slot, slot]))
+    assert allot(queue, 8) == {slot: 1}
 
 
 def test_expired_names_exactly_the_deadlines_that_have_come() -> None:
     queue = WorkQueue(4)
-    queue.add(1, 1, 1, NEVER)
-    early = queue.add(2, 1, 1, 10.0)
-    late = queue.add(3, 1, 1, 20.0)
+    queue.add(1, 1, 1, 1, NEVER)
+    early = queue.add(2, 1, 1, 1, 10.0)
+    late = queue.add(3, 1, 1, 1, 20.0)
     assert queue.expired(9.99).tolist() == []
     assert queue.expired(10.0).tolist() == [early]
-    assert queue.withdraw(early) == 1
+    queue.withdraw(early)
     assert queue.expired(30.0).tolist() == [late]
 
 
-def test_withdrawn_images_are_never_granted() -> None:
+def test_withdrawn_requests_are_allotted_nothing() -> None:
     queue = WorkQueue(2)
-    slot = queue.add(1, 5, 1, NEVER)
-    assert grant(queue, 2) == [(slot, 2)]
-    assert queue.withdraw(slot) == 3
-    assert grant(queue, 2) == []
-    assert queue.waiting_work() == 0
+    slot = add(queue, 1, 5, 1)
+    queue.withdraw(slot)
+    assert allot(queue, 2) == {}
+    assert queue.backlog(0).images == 0
+
+
+def test_the_backlog_says_what_waits_and_what_goes_before() -> None:
+    queue = WorkQueue(8)
+    add(queue, 0, images=3, image_work=10)
+    started = add(queue, 1, images=2, image_work=4)
+    queue.waiting[started] = 0
+    backlog = queue.backlog(images_running=1)
+    assert (backlog.images, backlog.images_waiting, backlog.requests_waiting) == (5, 4, 1)
+    assert [backlog.work_before(urgency) for urgency in (7, 8, 30)] == [0, 8, 38]
 
 
 @pytest.mark.parametrize("ageing", [-0.1, 1.1, float("nan")])
@@ -127,71 +234,6 @@ def test_ageing_out_of_range_is_refused(ageing: float) -> None:
         WorkQueue(2, ageing=ageing)
 
 
-def test_the_queue_is_bounded_in_images() -> None:
-    admission = Admission(10)
-    admission.reserve(7, 70)
-    with pytest.raises(QueueFull) as refusal:
-        admission.reserve(4, 40)
-    assert (refusal.value.limit, refusal.value.waiting) == (10, 7)
-    admission.reserve(3, 30)
-    assert admission.images_waiting == 10
-    admission.left(4)
-    admission.reserve(4, 40)
-    with pytest.raises(QueueFull):
-        admission.reserve(1, 10)
-
-
-def test_retry_after_is_the_time_that_the_missing_room_takes_at_the_measured_pace() -> None:
-    admission = Admission(100)
-    admission.reserve(100, 1000)
-    admission.measured(rows=50, seconds=5.0, images=100, work=1000)  # 0.1 s per row
-    with pytest.raises(QueueFull) as refusal:
-        admission.reserve(20, 200)
-    # 20 images of 10 rows each have to go first.
-    assert refusal.value.retry_after_seconds == pytest.approx(20 * 10 * 0.1)
-
-
-def test_the_measured_pace_follows_the_engine() -> None:
-    admission = Admission(1)
-    assert admission.seconds_per_row is None
-    admission.measured(rows=10, seconds=1.0, images=0, work=0)
-    assert admission.seconds_per_row == pytest.approx(0.1)
-    for _ in range(100):
-        admission.measured(rows=10, seconds=2.0, images=0, work=0)
-    assert admission.seconds_per_row == pytest.approx(0.2, rel=1e-3)
-    admission.measured(rows=0, seconds=9.0, images=0, work=0)  # a step without a batch
-    assert admission.seconds_per_row == pytest.approx(0.2, rel=1e-3)
-
-
-def test_before_anything_is_measured_retry_after_is_a_sane_guess() -> None:
-    admission = Admission(1)
-    admission.reserve(1, 1)
-    with pytest.raises(QueueFull) as refusal:
-        admission.reserve(1, 1)
-    assert 0.0 < refusal.value.retry_after_seconds <= 10.0
-
-
-def test_many_threads_together_never_pass_the_bound() -> None:
-    admission = Admission(500)
-    accepted = []
-
-    def client() -> None:
-        for _ in range(100):
-            try:
-                admission.reserve(1, 1)
-            except QueueFull:
-                continue
-            accepted.append(1)
-
-    threads = [threading.Thread(target=client) for _ in range(8)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    assert len(accepted) == admission.images_waiting == 500
-
-
-@pytest.mark.parametrize("limit", [0, -5])
-def test_a_queue_without_room_is_refused(limit: int) -> None:
-    with pytest.raises(ValueError, match="max_queued_images"):
-        Admission(limit)
+def test_an_unknown_policy_is_refused() -> None:
+    with pytest.raises(ValueError, match="srpt or fifo"):
+        WorkQueue(2, policy="random")
