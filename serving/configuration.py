@@ -8,6 +8,7 @@ import click
 
 from serving import logs
 from serving.flags import Choice, ConfigurationError, Numbers, flag
+from serving.listening import ConnectionLimits
 from serving.scheduling import SchedulingPolicy
 from serving.tls import TlsFiles
 
@@ -102,6 +103,18 @@ class ServerConfig:
         "How long accepted requests may take to finish after that. A second signal exits at once.",
         kind=Numbers(0, 86_400),
     )
+    max_connection_age_seconds: float = flag(
+        1800.0,
+        "How old a connection gets; then its client is asked to connect anew, which gRPC does"
+        " unnoticed, maybe to another server.",
+        kind=Numbers(1, 86_400),
+    )
+    max_connection_age_grace_seconds: float = flag(
+        3600.0,
+        "How long requests on a connection that is too old may take to finish. Longer than the"
+        " longest request.",
+        kind=Numbers(1, 86_400),
+    )
     ready_file: Path | None = flag(
         None,
         "Written once the server is ready: JSON with host, grpc_port, http_port and pid.",
@@ -127,6 +140,14 @@ class ServerConfig:
                 f" --max-queued-images {self.max_queued_images}:"
                 " such a request could never be accepted"
             )
+
+    @property
+    def connection_limits(self) -> ConnectionLimits:
+        """How long connections live."""
+        return ConnectionLimits(
+            max_age_seconds=self.max_connection_age_seconds,
+            max_age_grace_seconds=self.max_connection_age_grace_seconds,
+        )
 
     @property
     def tls_files(self) -> TlsFiles | None:

@@ -63,7 +63,6 @@ class Delivery:
         self._ending: Ending | None = None
         self._woken = False
         self._wake = asyncio.Event()
-        self._error: Exception | None = None
 
     def started(self) -> None:
         """Nothing to do: the engine measures the wait itself."""
@@ -95,19 +94,12 @@ class Delivery:
             self._ending = Ending(outcome, queue_seconds, compute_seconds, detail)
             self._call_reader(True)
 
-    def abandon(self, error: Exception) -> None:
-        """Makes `take` raise `error`. Called on the event loop."""
-        self._error = error
-        self._wake.set()
-
     async def take(self) -> Parcel:
         """Waits for something to hand on, and returns all of it.
 
         Without streaming it waits for the end, so there is one parcel.
         """
         await self._wake.wait()
-        if self._error is not None:
-            raise self._error
         with self._lock:
             self._wake.clear()
             self._woken = False

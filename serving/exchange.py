@@ -1,9 +1,10 @@
 """One request and its one status: counted, and logged under an id that the client sees too."""
 
 import asyncio
+import contextlib
 import logging
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import TypeVar
 
 import grpc
@@ -43,7 +44,42 @@ class Exchange:
         self.request_id = request_id.choose(context.invocation_metadata())
         self.accepted: Accepted | None = None
         self.ending: Ending | None = None
+        # It is gone from the context once the connection is.
+        self._peer = context.peer()
         self._start_seconds = time.monotonic()
+        self._bounds = asyncio.timeout(None)
+        self._abandoned = False
+
+    def end_by(self, deadline_seconds: float) -> None:
+        """Sets the time (time.monotonic) by which it ends, whoever holds it up.
+
+        The engine ends its part at the deadline itself, and knows more about it, so it is given a
+        moment. This ends what the engine does not see: a stream that nobody reads.
+        """
+        self._bounds.reschedule(_loop_seconds(deadline_seconds + _DEADLINE_SLACK_SECONDS))
+
+    def abandon(self) -> None:
+        """Ends it with UNAVAILABLE, wherever it is."""
+        if not self._bounds.expired():
+            self._abandoned = True
+            self._bounds.reschedule(asyncio.get_running_loop().time())
+
+    @contextlib.asynccontextmanager
+    async def bounds(self) -> AsyncIterator[None]:
+        """Surrounds the work on it.
+
+        Raises:
+            RefusedError: if `end_by` or `abandon` ended the work.
+        """
+        try:
+            async with self._bounds:
+                yield
+        except TimeoutError:
+            if not self._bounds.expired():
+                raise
+            if self._abandoned:
+                raise refusal.abandoned() from None
+            raise refusal.deadline_exceeded() from None
 
     @property
     def seconds(self) -> float:
@@ -62,7 +98,7 @@ class Exchange:
             "method": self.method,
             "code": code.name,
             "request_id": self.request_id,
-            "peer": self.context.peer(),
+            "peer": self._peer,
             "seconds": self.seconds,
         }
         if self.accepted is not None:
@@ -96,18 +132,23 @@ class Exchanges:
     def __init__(self, metrics: Metrics, tokens: Tokens | None = None) -> None:
         self._metrics = metrics
         self._tokens = tokens
-        self._active = 0
+        self._active: set[Exchange] = set()
         self._idle = asyncio.Event()
         self._idle.set()
 
     @property
     def active(self) -> int:
         """How many requests have no status yet."""
-        return self._active
+        return len(self._active)
 
     async def wait_idle(self) -> None:
         """Waits until no request is active."""
         await self._idle.wait()
+
+    def abandon(self) -> None:
+        """Ends every active request with UNAVAILABLE."""
+        for exchange in self._active:
+            exchange.abandon()
 
     async def answer(
         self, method: str, context: Context, work: Callable[[Exchange], Awaitable[_AnswerT]]
@@ -116,14 +157,15 @@ class Exchanges:
         exchange = Exchange(method, context)
         context.set_trailing_metadata(((request_id.KEY, exchange.request_id),))
         self._metrics.request_started(method)
-        self._active += 1
+        self._active.add(exchange)
         self._idle.clear()
         code = grpc.StatusCode.OK
         refused: RefusedError | None = None
         try:
-            if self._tokens is not None:
-                self._tokens.require(context.invocation_metadata())
-            return await work(exchange)
+            async with exchange.bounds():
+                if self._tokens is not None:
+                    self._tokens.require(context.invocation_metadata())
+                return await work(exchange)
         except RefusedError as error:
             refused = error
         except asyncio.CancelledError:
@@ -147,9 +189,14 @@ class Exchanges:
             self._metrics.request_refused(refused.reason)
         self._metrics.request_finished(exchange.method, code.name, exchange.seconds)
         _access_log.info("request", extra={"fields": exchange.fields(code, refused)})
-        self._active -= 1
+        self._active.remove(exchange)
         if not self._active:
             self._idle.set()
+
+
+def _loop_seconds(monotonic_seconds: float) -> float:
+    """Returns a time of time.monotonic on the event loop's clock."""
+    return asyncio.get_running_loop().time() + monotonic_seconds - time.monotonic()
 
 
 def _internal(exchange: Exchange, error: Exception) -> RefusedError:

@@ -2,30 +2,76 @@
 
 import ipaddress
 import socket
+from dataclasses import dataclass
 
 import grpc
 
-# Longer than the longest legal request: a connection that is too old is closed only after what
-# runs on it is finished. Without an age, connections that are half dead would stay forever.
-_CONNECTION_AGE_MILLISECONDS = 30 * 60 * 1000
-_CONNECTION_AGE_GRACE_MILLISECONDS = 60 * 60 * 1000
+# Larger than what the service parses, so that a body that is too large gets its own answer
+# (INVALID_ARGUMENT) and not one that clients retry (RESOURCE_EXHAUSTED, from gRPC itself).
+MAX_BODY_BYTES = 8 * 1024 * 1024
 
-_OPTIONS = (
-    # Two servers would otherwise share a port in silence, and each get half of the requests.
-    ("grpc.so_reuseport", 0),
-    # Larger than what the service parses, so that a body that is too large gets its own answer
-    # (INVALID_ARGUMENT) and not one that clients retry (RESOURCE_EXHAUSTED).
-    ("grpc.max_receive_message_length", 8 * 1024 * 1024),
-    ("grpc.max_send_message_length", -1),
-    ("grpc.max_connection_age_ms", _CONNECTION_AGE_MILLISECONDS),
-    ("grpc.max_connection_age_grace_ms", _CONNECTION_AGE_GRACE_MILLISECONDS),
-    # Finds clients that are gone without a word.
-    ("grpc.keepalive_time_ms", 60_000),
-    ("grpc.keepalive_timeout_ms", 20_000),
-    # How often clients may ping; the client of this project does it every 30 s.
-    ("grpc.keepalive_permit_without_calls", 1),
-    ("grpc.http2.min_recv_ping_interval_without_data_ms", 10_000),
-)
+MAX_METADATA_BYTES = 16 * 1024
+
+MAX_CALLS_PER_CONNECTION = 1000
+_MAX_PENDING_CALLS = 20_000
+
+# Clients may ping this often; one that pings more is told to go ("too_many_pings"). The client of
+# this project pings every 30 s.
+MIN_CLIENT_PING_SECONDS = 10.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ConnectionLimits:
+    """How long connections live. Without limits, those that are half dead would stay forever.
+
+    Args:
+        max_age_seconds: then a client is asked to connect anew, which gRPC does unnoticed.
+        max_age_grace_seconds: what runs on an old connection has this long to finish, so it has to
+            be longer than the longest request.
+        max_idle_seconds: a connection on which nothing runs for so long is closed.
+        handshake_seconds: for TLS and for the first bytes of HTTP/2.
+    """
+
+    max_age_seconds: float = 1800.0
+    max_age_grace_seconds: float = 3600.0
+    max_idle_seconds: float = 900.0
+    handshake_seconds: float = 20.0
+
+
+def _options(limits: ConnectionLimits) -> list[tuple[str, int]]:
+    return [
+        # Two servers would otherwise share a port in silence, and each get half of the requests.
+        ("grpc.so_reuseport", 0),
+        ("grpc.max_receive_message_length", MAX_BODY_BYTES),
+        ("grpc.max_send_message_length", -1),
+        # Both at one value: between them gRPC would refuse at random.
+        ("grpc.max_metadata_size", MAX_METADATA_BYTES),
+        ("grpc.absolute_max_metadata_size", MAX_METADATA_BYTES),
+        # Calls beyond that wait in the client until others have ended. The overload protection
+        # would count calls whose client has its answer already, and refuse new ones for them.
+        ("grpc.max_concurrent_streams", MAX_CALLS_PER_CONNECTION),
+        ("grpc.http.overload_protection", 0),
+        # Calls that have arrived and not reached the event loop yet. Beyond, gRPC ends them as
+        # CANCELLED, some at random; to be refused with a reason they have to get as far as us.
+        ("grpc.server.max_pending_requests", _MAX_PENDING_CALLS),
+        ("grpc.server.max_pending_requests_hard_limit", _MAX_PENDING_CALLS),
+        ("grpc.max_connection_age_ms", _milliseconds(limits.max_age_seconds)),
+        ("grpc.max_connection_age_grace_ms", _milliseconds(limits.max_age_grace_seconds)),
+        ("grpc.max_connection_idle_ms", _milliseconds(limits.max_idle_seconds)),
+        ("grpc.server_handshake_timeout_ms", _milliseconds(limits.handshake_seconds)),
+        # Finds clients that are gone without a word.
+        ("grpc.keepalive_time_ms", 60_000),
+        ("grpc.keepalive_timeout_ms", 20_000),
+        ("grpc.keepalive_permit_without_calls", 1),
+        (
+            "grpc.http2.min_recv_ping_interval_without_data_ms",
+            _milliseconds(MIN_CLIENT_PING_SECONDS),
+        ),
+    ]
+
+
+def _milliseconds(seconds: float) -> int:
+    return round(seconds * 1000)
 
 
 class PortError(Exception):
@@ -64,13 +110,13 @@ def open_grpc_port(
         raise PortError(_explain(host, port, "--port", "it cannot be opened")) from None
 
 
-def make_grpc_server() -> grpc.aio.Server:
+def make_grpc_server(limits: ConnectionLimits | None = None) -> grpc.aio.Server:
     """Returns a gRPC server with this project's limits, without ports and services.
 
     `maximum_concurrent_rpcs` is not used: it counts health checks, so that a busy server looks
     dead. The service bounds its work in images instead.
     """
-    return grpc.aio.server(options=_OPTIONS)
+    return grpc.aio.server(options=_options(limits or ConnectionLimits()))
 
 
 def address(host: str, port: int) -> str:

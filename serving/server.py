@@ -24,7 +24,10 @@ from serving.tls import Certificates
 from serving.tokens import Tokens
 
 _WATCH_SECONDS = 0.2
+# How long answers that are on their way may take at the end. Those of requests that were given up
+# get less: among them may be streams that nobody reads.
 _FLUSH_SECONDS = 3.0
+_ABANDONED_FLUSH_SECONDS = 0.5
 _ENGINE_STOP_SECONDS = 5.0
 
 _log = logging.getLogger(__name__)
@@ -101,7 +104,7 @@ class Server:
         config = self._config
         files = config.tls_files
         credentials = None if files is None else Certificates(files).credentials()
-        server = listening.make_grpc_server()
+        server = listening.make_grpc_server(config.connection_limits)
         names = [SERVICE_NAME, health.SERVICE_NAME]
         server.add_generic_rpc_handlers(
             (
@@ -128,7 +131,7 @@ class Server:
                 yield
             finally:
                 self._readiness.close()
-                await server.stop(_FLUSH_SECONDS)
+                await server.stop(_ABANDONED_FLUSH_SECONDS if self._unfinished else _FLUSH_SECONDS)
                 http.stop()
                 await http_task
                 self._service.close()

@@ -54,7 +54,6 @@ class DiffusionService:
         self._max_images_per_request = max_images_per_request
         self._models: Mapping[str, ServedModel] = {}
         self._engine_thread: EngineThread | None = None
-        self._deliveries: set[Delivery] = set()
         self._exchanges = Exchanges(metrics, tokens)
         # PNG encoding and protobuf assembly would hold up the event loop, so they run here.
         self._encoders = ThreadPoolExecutor(_ENCODER_THREADS, thread_name_prefix="encoder")
@@ -99,8 +98,7 @@ class DiffusionService:
 
     def abandon(self) -> None:
         """Ends every accepted request with UNAVAILABLE: this process will not finish them."""
-        for delivery in self._deliveries:
-            delivery.abandon(refusal.abandoned())
+        self._exchanges.abandon()
 
     async def wait_idle(self) -> None:
         """Waits until no request is active."""
@@ -167,7 +165,6 @@ class DiffusionService:
             ) from None
         except EngineUnavailable:
             raise refusal.unavailable(Phase.FAILED.value) from None
-        self._deliveries.add(delivery)
         ending: Ending | None = None
         try:
             while True:
@@ -179,7 +176,6 @@ class DiffusionService:
                     _check(ending)
                     return parcel
         finally:
-            self._deliveries.discard(delivery)
             if ending is None:
                 self._engine_thread.cancel(handle)
 
@@ -201,6 +197,8 @@ class DiffusionService:
             )
         except InvalidRequestError as error:
             raise refusal.invalid(error.violations) from None
+        if deadline is not None:
+            exchange.end_by(deadline)
         exchange.accepted = Accepted(model, spec, message.format or pb.IMAGE_FORMAT_PNG)
         return exchange.accepted
 

@@ -71,15 +71,6 @@ async def test_images_are_never_dropped() -> None:
     assert [index for index, _ in parcel.images] == list(range(1000))
 
 
-async def test_an_abandoned_delivery_raises_what_it_was_told() -> None:
-    delivery = make()
-    waiting = asyncio.create_task(delivery.take())
-    await asyncio.sleep(0)
-    delivery.abandon(LookupError("gone"))
-    with pytest.raises(LookupError, match="gone"):
-        await waiting
-
-
 def test_an_engine_that_outlives_the_event_loop_is_not_harmed() -> None:
     async def make_one() -> Delivery:
         return make()

@@ -217,6 +217,28 @@ def test_what_cannot_be_finished_in_time_is_told_so(slow: Path) -> None:
         assert "Traceback" not in server.log
 
 
+def test_a_stream_that_nobody_reads_holds_up_the_exit_no_longer_than_the_timeout(
+    tmp_path: Path,
+) -> None:
+    large = write_tiny_bundle(tmp_path / "large", name="large", image_shape=(3, 64, 64))
+    with (
+        running_server(large, flags=("--drain-timeout-seconds", "1")) as server,
+        grpc.insecure_channel(server.target) as channel,
+    ):
+        asked = pb.GenerateRequest(label=0, count=1024, format=pb.IMAGE_FORMAT_RAW_UINT8)
+        stream = DiffusionServiceStub(channel).GenerateStream(asked)
+        next(iter(stream))
+        until(lambda: 'images_waiting{model="large"} 0.0' in server.get("/metrics")[1])
+        begin = time.monotonic()
+        server.signal(signal.SIGTERM)
+        assert server.exit_code() == 1
+        assert time.monotonic() - begin < 3
+        assert "method=GenerateStream code=UNAVAILABLE" in server.log
+        with pytest.raises(grpc.RpcError) as caught:
+            list(stream)
+        assert caught.value.code() is grpc.StatusCode.UNAVAILABLE
+
+
 def test_a_second_signal_exits_at_once(slow: Path) -> None:
     with running_server(slow) as server, ThreadPoolExecutor(8) as threads:
         asked = start(server, threads, 3)

@@ -13,6 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from serving.engine import Engine
+from serving.exchange import Exchange
 from serving.health import Phase
 from serving.images import decode_png
 from serving.parsing import MAX_REQUEST_BYTES
@@ -404,6 +405,19 @@ async def test_a_client_that_leaves_while_it_does_not_read_is_noticed() -> None:
         await edge.until(lambda: edge.service.active == 0)
         await edge.until(lambda: edge.engine.statistics().requests_active == 0)
         assert edge.finished("GenerateStream", "CANCELLED") == 1
+
+
+async def test_a_stream_that_nobody_reads_ends_at_the_deadline_that_the_server_gave_it(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(Exchange, "seconds_left", 0.5)  # the client has set none
+    async with running_edge() as edge:
+        call = edge.stub.GenerateStream(request(count=32, num_steps=1000, preview_every=1))
+        await edge.until(lambda: edge.finished("GenerateStream", "DEADLINE_EXCEEDED") == 1)
+        assert edge.service.active == 0
+        await edge.until(lambda: edge.engine.statistics().requests_active == 0)
+        error = await refusal(collect(call))
+    assert error.code() is grpc.StatusCode.DEADLINE_EXCEEDED
 
 
 async def test_a_network_that_raises_fails_its_batch_and_nobody_else(
