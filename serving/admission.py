@@ -1,11 +1,22 @@
 """Who may wait: the bounds of the queue, and whether a deadline can be met."""
 
 import threading
-from bisect import bisect_left, bisect_right, insort
+from bisect import bisect_left, bisect_right
 
-from serving.pace import Pace
+import numpy as np
+import numpy.typing as npt
+
+from serving.pace import Pace, StepCost
 from serving.request import DeadlineUnmeetable, GenerateSpec, QueueFull
-from serving.scheduling import EMPTY_BACKLOG, Backlog, SchedulingPolicy, filled_up_rows
+from serving.scheduling import (
+    EMPTY_BACKLOG,
+    FILLER_WORK,
+    Backlog,
+    SchedulingPolicy,
+    filled_up_rows,
+)
+
+BoolArray = npt.NDArray[np.bool_]
 
 _UNMEASURED_RETRY_SECONDS = 1.0
 _RETRY_SECONDS = (0.05, 120.0)  # a wait estimate is kept within these
@@ -51,6 +62,7 @@ class Admission:
         # Reserved, and not in the backlog yet:
         self._images = 0
         self._work: list[int] = []  # of each request, sorted
+        self._widths: list[float] = []  # of the same requests: rows that each can use in a step
         self._enqueued: list[GenerateSpec] = []  # those that the next backlog holds
 
     @property
@@ -85,7 +97,9 @@ class Admission:
                 raise QueueFull("requests", self._max_requests, requests, retry_after)
             self._check_deadline(spec, now_seconds)
             self._images += spec.count
-            insort(self._work, work)
+            place = bisect_right(self._work, work)
+            self._work.insert(place, work)
+            self._widths.insert(place, _width(spec))
 
     def enqueued(self, spec: GenerateSpec) -> None:
         """The engine has a request that was reserved; its next backlog holds it."""
@@ -98,7 +112,9 @@ class Admission:
             self._backlog = backlog
             for spec in self._enqueued:
                 self._images -= spec.count
-                del self._work[bisect_left(self._work, spec.count * spec.work_per_image)]
+                work = spec.count * spec.work_per_image
+                place = self._widths.index(_width(spec), bisect_left(self._work, work))
+                del self._work[place], self._widths[place]
             self._enqueued.clear()
 
     def estimate_seconds(self, spec: GenerateSpec) -> float | None:
@@ -106,29 +122,68 @@ class Admission:
 
         None before anything was measured.
         """
+        with self._lock:
+            return self._estimate_seconds(spec)
+
+    def _estimate_seconds(self, spec: GenerateSpec) -> float | None:
         cost = self._pace.cost
         if cost is None:
             return None
         work = spec.count * spec.work_per_image
-        backlog = self._backlog
-        total = int(backlog.work.sum()) + sum(self._work)
-        before = total
-        if not self._fifo:
-            before = backlog.work_before(work) + sum(self._work[: bisect_right(self._work, work)])
-        # Steps are at least those of one image; what goes before shares them as far as it fits.
         full_rows = self._lanes * spec.work_per_image / spec.num_steps
-        steps = max(float(spec.num_steps), (before + work) / full_rows)
-        rows = (before + work) / steps
-        if total > before:  # what comes after fills the steps up
-            after = (total - before) / steps
-            rows = min(filled_up_rows(cost, rows, full_rows), rows + after)
-        under_way = 0.5 * cost.seconds(full_rows) if total else 0.0
+        backlog = self._backlog
+        before = self._goes_before(backlog, work)
+        # Steps are at least those of as many images as have to follow one another. What goes before
+        # runs beside it as far as it fits.
+        steps = float(spec.num_steps * -(-spec.count // self._lanes))
+        for _ in range(2):
+            beside = np.minimum(backlog.work, backlog.width * steps)[before].sum()
+            rows_in_all = float(beside) + self._reserved_before(work) + work
+            steps = max(steps, rows_in_all / full_rows)
+        rows = rows_in_all / steps
+        if not self._fifo:
+            rows = self._filled_up(backlog, before, work, rows, full_rows, cost)
+        running = backlog.images - backlog.images_waiting
+        under_way = 0.5 * cost.seconds(running) if running else 0.0
         return steps * cost.seconds(rows) + under_way
+
+    def _goes_before(self, backlog: Backlog, work: int) -> BoolArray:
+        """Which requests go before one of so much work that comes now, bool [requests]."""
+        if self._fifo:
+            return np.ones(backlog.work.size, dtype=np.bool_)
+        before: BoolArray = backlog.urgency <= work
+        return before
+
+    def _reserved_before(self, work: int) -> int:
+        """Work that goes before it of those that the engine has not seen yet."""
+        return sum(self._work if self._fifo else self._work[: bisect_right(self._work, work)])
+
+    def _filled_up(
+        self,
+        backlog: Backlog,
+        before: BoolArray,
+        work: int,
+        rows: float,
+        full_rows: float,
+        cost: StepCost,
+    ) -> float:
+        """Rows of a step with those that come after and use what is left of it."""
+        # Who goes first, and so decides who only fills up, changes: here it is the largest.
+        size = max(work, int(backlog.size[before].max(initial=0)))
+        like = ~before & (backlog.size <= FILLER_WORK * size)
+        reserved_after = bisect_right(self._work, work)
+        reserved_unlike = bisect_right(self._work, FILLER_WORK * size)
+        rows += float(backlog.width[like].sum())
+        rows += sum(self._widths[reserved_after : max(reserved_after, reserved_unlike)])
+        fillers = float(backlog.width[~before & ~like].sum())
+        fillers += sum(self._widths[max(reserved_after, reserved_unlike) :])
+        rows = min(full_rows, rows)
+        return min(filled_up_rows(cost, rows, full_rows), rows + fillers)
 
     def _check_deadline(self, spec: GenerateSpec, now_seconds: float) -> None:
         if spec.deadline_seconds is None:
             return
-        estimate = self.estimate_seconds(spec)
+        estimate = self._estimate_seconds(spec)
         left = spec.deadline_seconds - now_seconds
         if estimate is not None and estimate > left:
             raise DeadlineUnmeetable(estimate, left, _retry(estimate - left))
@@ -141,6 +196,11 @@ class Admission:
         work = int(self._backlog.work.sum()) + sum(self._work)
         seconds_per_row = cost.seconds(self._lanes) / self._lanes
         return _retry(work * part / max(whole, 1) * seconds_per_row)
+
+
+def _width(spec: GenerateSpec) -> float:
+    """Rows that a request can use in a step."""
+    return spec.count * spec.work_per_image / spec.num_steps
 
 
 def _retry(seconds: float) -> float:

@@ -8,7 +8,7 @@ import itertools
 import logging
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 import numpy as np
 
@@ -45,6 +45,7 @@ class Engine:
         policy: SchedulingPolicy = "srpt",
         ageing: float = AGEING,
         padded_rows: Callable[[int], int] = lambda rows: rows,
+        step_seconds: Mapping[int, float] | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         """Makes an engine without work.
@@ -58,6 +59,7 @@ class Engine:
             policy: see WorkQueue.
             ageing: see WorkQueue.
             padded_rows: rows that the network computes for a batch, for the statistics.
+            step_seconds: of steps that were timed before, by their rows: the first pace.
             clock: seconds, monotonic; the clock of GenerateSpec.deadline_seconds.
         """
         if max_lanes < 1:
@@ -67,6 +69,8 @@ class Engine:
         self._padded_rows = padded_rows
         self._network = network
         self._pace = Pace()
+        for rows, seconds in (step_seconds or {}).items():
+            self._pace.observe(rows, seconds)
         self._admission = Admission(
             max_queued_images=max_queued_images,
             max_queued_requests=max_queued_requests,

@@ -190,6 +190,14 @@ class Numbers(click.FloatRange):
         return number
 
 
+class AutoOrInteger(click.IntRange):
+    """A range of whole numbers, or "auto"."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        """Returns the number, or "auto"; refuses what is outside of the range."""
+        return value if value == "auto" else super().convert(value, param, ctx)
+
+
 class Choice(click.Choice[str]):
     """One of some words; for another one the error says which might have been meant."""
 

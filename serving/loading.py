@@ -3,10 +3,12 @@
 import logging
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 from serving.bundle import BundleError, Manifest, load_bundle
 from serving.denoiser import EngineModel
 from serving.engine import Engine
+from serving.lane_count import CANDIDATES, measure_lane_count
 from serving.network import OnnxNetwork, Provider, embedding_table, resolve_provider
 from serving.scheduling import SchedulingPolicy
 from serving.self_test import BATCH_SIZES, SelfTestReport, run_self_test
@@ -34,9 +36,13 @@ class LoadedModel:
 
 @dataclass(frozen=True, slots=True)
 class EngineSettings:
-    """How the engine of each model is made; serving.engine.Engine says what each value means."""
+    """How the engine of each model is made; serving.engine.Engine says what each value means.
 
-    max_lanes: int = 64
+    Attributes:
+        max_lanes: "auto" for what measure_lane_count finds.
+    """
+
+    max_lanes: int | Literal["auto"] = "auto"
     max_queued_images: int = 4096
     max_queued_requests: int = 1024
     policy: SchedulingPolicy = "srpt"
@@ -72,7 +78,15 @@ def _load(
     model = EngineModel.from_manifest(manifest, embedding_table(bundle, num_threads=num_threads))
     # On CUDA the sizes that are run are the buckets, and all of them are tried.
     sizes = network.buckets or BATCH_SIZES
-    report = run_self_test(model, network, max_lanes=settings.max_lanes, batch_sizes=sizes)
+    fixed = settings.max_lanes
+    candidates = (network.buckets or CANDIDATES) if fixed == "auto" else tuple(sorted({1, fixed}))
+    try:
+        measured = measure_lane_count(model, network, candidates=candidates)
+    except RuntimeError as error:
+        raise BundleError(f"bundle {str(path)!r}: {error}") from error
+    max_lanes = measured.max_lanes if fixed == "auto" else fixed
+    _log.info("%s %s: %d lanes; %s", manifest.name, manifest.version, max_lanes, measured.summary())
+    report = run_self_test(model, network, max_lanes=max_lanes, batch_sizes=sizes)
     if not report.finite:
         raise BundleError(f"bundle {str(path)!r}: {report.summary()}")
     level = logging.INFO if report.bit_equal else logging.WARNING
@@ -80,11 +94,12 @@ def _load(
     engine = Engine(
         model,
         network,
-        max_lanes=settings.max_lanes,
+        max_lanes=max_lanes,
         max_queued_images=settings.max_queued_images,
         max_queued_requests=settings.max_queued_requests,
         policy=settings.policy,
         padded_rows=network.padded_rows,
+        step_seconds=measured.step_seconds,
     )
     return LoadedModel(_served(manifest), engine, provider, report)
 

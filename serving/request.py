@@ -94,6 +94,24 @@ class Sink(Protocol):
         """
 
 
+class NullSink:
+    """A sink for those who only want the work done."""
+
+    def started(self) -> None:
+        """Does nothing."""
+
+    def image(self, index: int, pixels: Pixels) -> None:
+        """Does nothing."""
+
+    def preview(self, index: int, position: int, pixels: Pixels) -> None:
+        """Does nothing."""
+
+    def done(
+        self, outcome: Outcome, queue_seconds: float, compute_seconds: float, detail: str
+    ) -> None:
+        """Does nothing."""
+
+
 class QueueFull(Exception):
     """The queue has no room for a request.
 

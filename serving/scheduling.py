@@ -37,24 +37,25 @@ class Backlog:
 
     Attributes:
         urgency: float64 [requests], lower goes first.
+        size: int64 [requests], network rows that each needs in all.
         work: int64 [requests], network rows that each still needs.
+        width: float64 [requests], rows that each can use in a step.
         images: that are not finished.
         images_waiting: of these, without a lane.
         requests_waiting: that have not had a lane yet.
     """
 
     urgency: Float64Array
+    size: Int64Array
     work: Int64Array
+    width: Float64Array
     images: int
     images_waiting: int
     requests_waiting: int
 
-    def work_before(self, urgency: float) -> int:
-        """Rows that go before a request of this urgency."""
-        return int(self.work[self.urgency <= urgency].sum())
 
-
-EMPTY_BACKLOG = Backlog(np.zeros(0), np.zeros(0, dtype=np.int64), 0, 0, 0)
+_NONE = np.zeros(0, dtype=np.int64)
+EMPTY_BACKLOG = Backlog(np.zeros(0), _NONE, _NONE, np.zeros(0), 0, 0, 0)
 
 
 def filled_up_rows(cost: StepCost, served_rows: float, most_rows: float) -> float:
@@ -201,7 +202,9 @@ class WorkQueue:
         images = int(self.unfinished[slots].sum())
         return Backlog(
             urgency=self._urgency(slots),
+            size=self._work[slots],
             work=self.work_left[slots],
+            width=self.unfinished[slots] * self._rows_per_lane[slots],
             images=images,
             images_waiting=images - images_running,
             requests_waiting=int(np.count_nonzero(self.waiting[slots] == self._images[slots])),

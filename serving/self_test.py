@@ -13,7 +13,7 @@ from diffusion.noise import standard_normal
 from serving.denoiser import EngineModel, Network
 from serving.engine import Engine
 from serving.lanes import Float32Array
-from serving.request import GenerateSpec, Outcome, Pixels
+from serving.request import GenerateSpec, NullSink, Outcome, Pixels
 
 BATCH_SIZES = (1, 2, 3, 8, 17)
 """Rows per batch that are tried, besides the largest batch that the engine can make."""
@@ -126,20 +126,14 @@ def _rows(model: EngineModel, rows: int) -> tuple[Float32Array, Float32Array]:
 
 
 @dataclass(slots=True)
-class _Album:
+class _Album(NullSink):
     """A sink that keeps the images."""
 
     images: dict[int, Pixels] = field(default_factory=dict)
     outcome: Outcome | None = None
 
-    def started(self) -> None:
-        pass
-
     def image(self, index: int, pixels: Pixels) -> None:
         self.images[index] = pixels
-
-    def preview(self, index: int, position: int, pixels: Pixels) -> None:
-        pass
 
     def done(
         self, outcome: Outcome, queue_seconds: float, compute_seconds: float, detail: str

@@ -55,6 +55,7 @@ class Server:
             self._readiness,
             self._metrics,
             max_images_per_request=config.max_images_per_request,
+            request_timeout_seconds=config.request_timeout_seconds,
             tokens=self._tokens,
         )
         self._stop = asyncio.Event()

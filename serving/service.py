@@ -47,11 +47,13 @@ class DiffusionService:
         metrics: Metrics,
         *,
         max_images_per_request: int = 1024,
+        request_timeout_seconds: float = 1800.0,
         tokens: Tokens | None = None,
     ) -> None:
         self._readiness = readiness
         self._metrics = metrics
         self._max_images_per_request = max_images_per_request
+        self._request_timeout_seconds = request_timeout_seconds
         self._models: Mapping[str, ServedModel] = {}
         self._engine_thread: EngineThread | None = None
         self._exchanges = Exchanges(metrics, tokens)
@@ -180,13 +182,15 @@ class DiffusionService:
                 self._engine_thread.cancel(handle)
 
     def _accept(self, request: bytes, exchange: Exchange, *, streaming: bool) -> Accepted:
-        arrival_seconds, remaining_seconds = time.monotonic(), exchange.seconds_left
+        arrival_seconds, left_seconds = time.monotonic(), exchange.seconds_left
+        if left_seconds is None:
+            left_seconds = self._request_timeout_seconds
         self._require_accepting()
         message = parse(pb.GenerateRequest, request)
         model = self._find_model(message.model)
-        if remaining_seconds is not None and remaining_seconds <= 0:
+        if left_seconds <= 0:
             raise refusal.deadline_exceeded()
-        deadline = None if remaining_seconds is None else arrival_seconds + remaining_seconds
+        deadline = arrival_seconds + left_seconds
         try:
             spec = validate(
                 message,
@@ -197,8 +201,7 @@ class DiffusionService:
             )
         except InvalidRequestError as error:
             raise refusal.invalid(error.violations) from None
-        if deadline is not None:
-            exchange.end_by(deadline)
+        exchange.end_by(deadline)
         exchange.accepted = Accepted(model, spec, message.format or pb.IMAGE_FORMAT_PNG)
         return exchange.accepted
 

@@ -89,6 +89,7 @@ async def running_edge(
     max_lanes: int = 8,
     max_queued_images: int = 64,
     max_images_per_request: int = 32,
+    request_timeout_seconds: float = 60.0,
     phase: Phase = Phase.SERVING,
     tokens: Tokens | None = None,
 ) -> AsyncIterator[Edge]:
@@ -99,7 +100,11 @@ async def running_edge(
     engine = Engine(model, network, max_lanes=max_lanes, max_queued_images=max_queued_images)
     readiness, metrics = Readiness(), Metrics()
     service = DiffusionService(
-        readiness, metrics, max_images_per_request=max_images_per_request, tokens=tokens
+        readiness,
+        metrics,
+        max_images_per_request=max_images_per_request,
+        request_timeout_seconds=request_timeout_seconds,
+        tokens=tokens,
     )
     engine_thread = EngineThread({MODEL.name: engine})
     engine_thread.start()

@@ -30,10 +30,17 @@ def admission(
     )
 
 
-def backlog(*work: int, waiting: int = 0) -> Backlog:
-    """Requests of so much work each, of which `waiting` images wait."""
+def backlog(*work: int, waiting: int | None = None) -> Backlog:
+    """Requests of so much work each; `waiting` images wait: all but one, unless it is said."""
+    rows = np.array(work, dtype=np.int64)
     return Backlog(
-        np.array(work, dtype=np.float64), np.array(work), len(work), waiting, requests_waiting=0
+        urgency=rows.astype(np.float64),
+        size=rows,
+        work=rows,
+        width=np.full(len(work), 1000.0),
+        images=len(work),
+        images_waiting=max(len(work) - 1, 0) if waiting is None else waiting,
+        requests_waiting=0,
     )
 
 
@@ -121,7 +128,7 @@ def test_requests_that_the_engine_has_not_seen_yet_count_too() -> None:
     pace.observe(rows=1, seconds=0.1)
     for num_steps in (7, 50, 8):
         queue.reserve(spec(num_steps=num_steps), NOW)
-    assert queue.estimate_seconds(spec(num_steps=10)) == pytest.approx((15 + 10 + 0.5) * 0.1)
+    assert queue.estimate_seconds(spec(num_steps=10)) == pytest.approx((15 + 10) * 0.1)
 
 
 def test_many_threads_together_never_pass_the_bound() -> None:

@@ -19,6 +19,10 @@ from serving.flags import ConfigurationError, Flag, flags_of
             {"max_images_per_request": 10, "max_queued_images": 9},
             ("--max-images-per-request 10", "--max-queued-images 9"),
         ),
+        (
+            {"request_timeout_seconds": 60.0, "max_connection_age_grace_seconds": 60.0},
+            ("--request-timeout-seconds 60", "--max-connection-age-grace-seconds 60"),
+        ),
         ({"tls_cert": Path("c")}, ("--tls-cert", "--tls-key")),
         ({"tls_key": Path("k")}, ("--tls-cert", "--tls-key")),
         ({"tls_client_ca": Path("a")}, ("--tls-client-ca", "--tls-cert", "--tls-key")),

@@ -225,7 +225,8 @@ def test_the_backlog_says_what_waits_and_what_goes_before() -> None:
     queue.waiting[started] = 0
     backlog = queue.backlog(images_running=1)
     assert (backlog.images, backlog.images_waiting, backlog.requests_waiting) == (5, 4, 1)
-    assert [backlog.work_before(urgency) for urgency in (7, 8, 30)] == [0, 8, 38]
+    assert backlog.urgency.tolist() == backlog.work.tolist() == backlog.size.tolist() == [30, 8]
+    assert backlog.width.tolist() == [3, 2]
 
 
 @pytest.mark.parametrize("ageing", [-0.1, 1.1, float("nan")])

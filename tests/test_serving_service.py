@@ -303,6 +303,27 @@ async def test_a_full_queue_says_when_to_come_back() -> None:
     assert seconds < 1
 
 
+async def test_a_request_without_a_deadline_gets_that_of_the_server() -> None:
+    async with running_edge(request_timeout_seconds=0.3) as edge:
+        edge.hold()
+        begin = time.monotonic()
+        call = edge.stub.Generate(request(num_steps=500))
+        own = edge.stub.Generate(request(), timeout=30)
+        await edge.until(lambda: edge.service.active == 2)
+        await asyncio.sleep(0.3)
+        edge.release()
+        error = await refusal(call)
+        seconds = time.monotonic() - begin
+        await own
+        late = await refusal(edge.stub.Generate(request(count=32, num_steps=1000)))
+    assert error.code() is grpc.StatusCode.DEADLINE_EXCEEDED
+    assert seconds < 5
+    assert late.code() in (
+        grpc.StatusCode.RESOURCE_EXHAUSTED,  # if the pace shows that it cannot be met
+        grpc.StatusCode.DEADLINE_EXCEEDED,
+    )
+
+
 async def test_a_deadline_that_cannot_be_met_is_refused_at_once_with_the_estimate() -> None:
     async with running_edge() as edge:
         edge.slow_down(0.02)
@@ -388,7 +409,7 @@ async def test_a_client_that_leaves_frees_its_lanes_and_changes_nobodys_pixels(
         stays = edge.stub.Generate(request(count=4, num_steps=50))
         asked = request(count=8, label=2, num_steps=1000)
         leaves = edge.stub.GenerateStream(asked) if streaming else edge.stub.Generate(asked)
-        await edge.until(lambda: edge.engine.statistics().requests_active == 2)
+        await edge.until(lambda: edge.service.active == 2)
         leaves.cancel()
         assert pixels(await stays) == pixels(alone)
         await edge.until(lambda: edge.engine.statistics().requests_active == 0)
@@ -478,7 +499,7 @@ async def test_a_request_that_the_server_will_not_finish_is_told_so() -> None:
         stream = asyncio.ensure_future(
             edge.stub.GenerateStream(request(count=8, num_steps=1000)).read()
         )
-        await edge.until(lambda: edge.engine.statistics().requests_active == 2)
+        await edge.until(lambda: edge.service.active == 2)
         edge.service.abandon()
         for call in (unary, stream):
             error = await refusal(call)
