@@ -1,8 +1,15 @@
 """`python -m serving`: the gRPC server."""
 
+import os
+import signal
+
+if __name__ == "__main__":
+    # The imports below take a second, in which Python would answer Ctrl-C with a traceback.
+    for _early in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(_early, lambda *_: os._exit(0))
+
 import asyncio
 import logging
-import os
 import sys
 import threading
 

@@ -23,6 +23,7 @@ from serving.service import SERVICE_NAME, DiffusionService
 from serving.tls import Certificates
 from serving.tokens import Tokens
 
+_SIGNALS = (signal.SIGTERM, signal.SIGINT)
 _WATCH_SECONDS = 0.2
 # How long answers that are on their way may take at the end. Those of requests that were given up
 # get less: among them may be streams that nobody reads.
@@ -265,13 +266,15 @@ async def _first(*events: asyncio.Event) -> None:
 @contextlib.contextmanager
 def _signals(handle: Callable[[signal.Signals], None]) -> Iterator[None]:
     loop = asyncio.get_running_loop()
-    for handled in (signal.SIGTERM, signal.SIGINT):
+    before = {handled: signal.getsignal(handled) for handled in _SIGNALS}
+    for handled in _SIGNALS:
         loop.add_signal_handler(handled, handle, handled)
     try:
         yield
     finally:
-        for handled in (signal.SIGTERM, signal.SIGINT):
+        for handled in _SIGNALS:
             loop.remove_signal_handler(handled)
+            signal.signal(handled, before[handled])
 
 
 def _on_daemon_thread(work: Callable[[], _ResultT]) -> "asyncio.Future[_ResultT]":

@@ -5,6 +5,8 @@ import json
 import os
 import signal
 import socket
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Callable
@@ -29,7 +31,7 @@ from serving.server import Server
 from simple_diffusion.v1 import diffusion_pb2 as pb
 from simple_diffusion.v1.diffusion_pb2_grpc import DiffusionServiceStub
 from tests.fakes import write_tiny_bundle
-from tests.server_process import ServerProcess, run_server, running_server
+from tests.server_process import ServerProcess, environment, run_server, running_server
 
 LONG_STEPS = 250  # with 64 images of the slow bundle: about a second
 
@@ -239,6 +241,39 @@ def test_a_stream_that_nobody_reads_holds_up_the_exit_no_longer_than_the_timeout
         with pytest.raises(grpc.RpcError) as caught:
             list(stream)
         assert caught.value.code() is grpc.StatusCode.UNAVAILABLE
+
+
+def caught_signals(process: subprocess.Popen[str]) -> int:
+    """The signals that a process handles itself, as the bits of a mask (Linux)."""
+    for line in Path(f"/proc/{process.pid}/status").read_text().splitlines():
+        if line.startswith("SigCgt:"):
+            return int(line.split()[1], 16)
+    raise AssertionError("there is no such line")
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize("moment", ["importing", "loading"])
+def test_a_signal_before_a_server_is_ready_ends_it_without_a_traceback(
+    repository: Path, number: signal.Signals, moment: str
+) -> None:
+    model = str(repository / "models" / "mnist")
+    command = [sys.executable, "-m", "serving", "--model", model, "--port", "0", "--http-port", "0"]
+    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=environment()) as process:
+        assert process.stderr is not None
+        said = ""
+        if moment == "importing":
+            until(lambda: bool(caught_signals(process) & 1 << (signal.SIGTERM - 1)))
+        else:
+            while "loading" not in said:
+                said += process.stderr.readline()
+        begin = time.monotonic()
+        process.send_signal(number)
+        said += process.communicate(timeout=20)[1]
+        assert time.monotonic() - begin < 2
+    assert process.returncode == 0
+    assert "Traceback" not in said
+    assert "ready" not in said
 
 
 def test_a_second_signal_exits_at_once(slow: Path) -> None:
