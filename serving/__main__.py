@@ -24,6 +24,7 @@ from serving.network import ProviderError
 from serving.server import Server
 from serving.tls import TlsError
 from serving.tokens import TokensError
+from serving.tracing import TracingError
 
 _log = logging.getLogger(__name__)
 
@@ -44,7 +45,7 @@ async def serve(config: ServerConfig) -> int:
     """Runs a server; returns the exit code, after one line on stderr if it could not start."""
     try:
         return await Server(config).run()
-    except (PortError, TlsError, TokensError, BundleError, ProviderError) as error:
+    except (PortError, TlsError, TokensError, TracingError, BundleError, ProviderError) as error:
         click.echo(f"error: {error}", err=True)
         return 1
 

@@ -1,5 +1,6 @@
 """Every setting of the server, declared once: here."""
 
+import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, get_args
@@ -12,6 +13,7 @@ from serving.listening import ConnectionLimits
 from serving.scheduling import SchedulingPolicy
 from serving.tls import TlsFiles
 
+_ENDPOINT = re.compile(r"https?://[\w.:\[\]-]+/?", re.ASCII)
 _PORT = click.IntRange(0, 65535)
 _FILE = click.Path(dir_okay=False, path_type=Path)
 
@@ -139,7 +141,24 @@ class ServerConfig:
         "text", "How log lines look; json is one object per line.", kind=Choice(logs.FORMATS)
     )
 
+    tracing_endpoint: str | None = flag(
+        None,
+        "OTLP collector that gets OpenTelemetry traces, http://HOST:PORT or https://HOST:PORT."
+        " Needs the extra `tracing`. Without it nothing is sent.",
+    )
+    tracing_sample_ratio: float = flag(
+        1.0,
+        "Share of the traces that begin here; a caller's own decision goes first.",
+        kind=Numbers(0, 1),
+    )
+
     def __post_init__(self) -> None:
+        if self.tracing_endpoint is not None and not _ENDPOINT.fullmatch(self.tracing_endpoint):
+            # Its text may hold a password, and is not shown.
+            raise ConfigurationError(
+                "--tracing-endpoint must be http://HOST:PORT or https://HOST:PORT; credentials"
+                " go into OTEL_EXPORTER_OTLP_HEADERS"
+            )
         if (self.tls_cert is None) != (self.tls_key is None):
             raise ConfigurationError("--tls-cert and --tls-key are given together or not at all")
         if self.tls_client_ca is not None and self.tls_cert is None:

@@ -35,6 +35,7 @@ class Exchange:
         context: gRPC's side of it.
         request_id: the client's own, or one that was drawn.
         accepted: what is asked for, once that is known to be possible.
+        accepted_after_seconds: how long it took until then.
         ending: how it ended in the engine, once it has.
     """
 
@@ -43,6 +44,7 @@ class Exchange:
         self.context = context
         self.request_id = request_id.choose(context.invocation_metadata())
         self.accepted: Accepted | None = None
+        self.accepted_after_seconds = 0.0
         self.ending: Ending | None = None
         # It is gone from the context once the connection is.
         self._peer = context.peer()
@@ -50,13 +52,17 @@ class Exchange:
         self._bounds = asyncio.timeout(None)
         self._abandoned = False
 
-    def end_by(self, deadline_seconds: float) -> None:
-        """Sets the time (time.monotonic) by which it ends, whoever holds it up.
+    def accept(self, accepted: Accepted) -> None:
+        """Notes what is asked for, and sets the time by which it ends, whoever holds it up.
 
         The engine ends its part at the deadline itself, and knows more about it, so it is given a
         moment. This ends what the engine does not see: a stream that nobody reads.
         """
-        self._bounds.reschedule(_loop_seconds(deadline_seconds + _DEADLINE_SLACK_SECONDS))
+        self.accepted = accepted
+        self.accepted_after_seconds = self.seconds
+        deadline_seconds = accepted.spec.deadline_seconds
+        if deadline_seconds is not None:
+            self._bounds.reschedule(_loop_seconds(deadline_seconds + _DEADLINE_SLACK_SECONDS))
 
     def abandon(self) -> None:
         """Ends it with UNAVAILABLE, wherever it is."""
@@ -69,7 +75,7 @@ class Exchange:
         """Surrounds the work on it.
 
         Raises:
-            RefusedError: if `end_by` or `abandon` ended the work.
+            RefusedError: if its deadline or `abandon` ended the work.
         """
         try:
             async with self._bounds:
@@ -121,17 +127,27 @@ class Exchange:
         return fields
 
 
+Finished = Callable[[Exchange, grpc.StatusCode], None]
+
+
 class Exchanges:
     """The requests of a service. Belongs to one event loop.
 
     Args:
         metrics: where they are counted.
         tokens: whose tokens are asked for; None asks for none.
+        on_finished: told of each request that has ended, and how.
     """
 
-    def __init__(self, metrics: Metrics, tokens: Tokens | None = None) -> None:
+    def __init__(
+        self,
+        metrics: Metrics,
+        tokens: Tokens | None = None,
+        on_finished: Finished | None = None,
+    ) -> None:
         self._metrics = metrics
         self._tokens = tokens
+        self._on_finished = on_finished
         self._active: set[Exchange] = set()
         self._idle = asyncio.Event()
         self._idle.set()
@@ -189,9 +205,19 @@ class Exchanges:
             self._metrics.request_refused(refused.reason)
         self._metrics.request_finished(exchange.method, code.name, exchange.seconds)
         _access_log.info("request", extra={"fields": exchange.fields(code, refused)})
+        self._tell(exchange, code)
         self._active.remove(exchange)
         if not self._active:
             self._idle.set()
+
+    def _tell(self, exchange: Exchange, code: grpc.StatusCode) -> None:
+        if self._on_finished is None:
+            return
+        try:
+            self._on_finished(exchange, code)
+        except Exception:  # noqa: BLE001
+            # Whoever watches must not change what a client is answered.
+            _log.exception("on_finished raised")
 
 
 def _loop_seconds(monotonic_seconds: float) -> float:

@@ -11,7 +11,7 @@ from collections.abc import AsyncIterator, Callable, Iterator
 from pathlib import Path
 from typing import TypeVar, cast
 
-from serving import health, listening
+from serving import health, listening, tracing
 from serving.configuration import ServerConfig
 from serving.engine_thread import EngineThread
 from serving.health import Health, Phase, Readiness
@@ -22,6 +22,7 @@ from serving.reflection import Reflection
 from serving.service import SERVICE_NAME, DiffusionService
 from serving.tls import Certificates
 from serving.tokens import Tokens
+from serving.tracing import Tracing
 
 _SIGNALS = (signal.SIGTERM, signal.SIGINT)
 _WATCH_SECONDS = 0.2
@@ -40,7 +41,7 @@ class Server:
     """One server process. Make it inside an event loop, and `run` it once.
 
     Raises:
-        TokensError: one line; the server cannot start.
+        TokensError, TracingError: one line; the server cannot start.
 
     Attributes:
         grpc_port: the real port, once it is open.
@@ -52,12 +53,14 @@ class Server:
         self._readiness = Readiness()
         self._metrics = Metrics()
         self._tokens = _tokens(config)
+        self._tracing = _tracing(config)
         self._service = DiffusionService(
             self._readiness,
             self._metrics,
             max_images_per_request=config.max_images_per_request,
             request_timeout_seconds=config.request_timeout_seconds,
             tokens=self._tokens,
+            on_finished=None if self._tracing is None else self._tracing.record,
         )
         self._stop = asyncio.Event()
         self._stop_signal: signal.Signals | None = None
@@ -137,6 +140,8 @@ class Server:
                 http.stop()
                 await http_task
                 self._service.close()
+                if self._tracing is not None:
+                    await asyncio.to_thread(self._tracing.close)
 
     def _load(self) -> list[LoadedModel]:
         config = self._config
@@ -240,6 +245,12 @@ class Server:
             _log.warning("%d requests are not finished in time", self._service.active)
             self._unfinished = True
             self._service.abandon()
+
+
+def _tracing(config: ServerConfig) -> Tracing | None:
+    if config.tracing_endpoint is None:
+        return None
+    return tracing.start(config.tracing_endpoint, config.tracing_sample_ratio, SERVICE_NAME)
 
 
 def _tokens(config: ServerConfig) -> Tokens | None:

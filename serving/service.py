@@ -12,7 +12,7 @@ from serving import answers, refusal
 from serving.answers import Accepted
 from serving.delivery import Delivery, Ending, Parcel
 from serving.engine_thread import EngineThread, EngineUnavailable
-from serving.exchange import Context, Exchange, Exchanges
+from serving.exchange import Context, Exchange, Exchanges, Finished
 from serving.health import Phase, Readiness
 from serving.metrics import Metrics
 from serving.parsing import parse
@@ -49,6 +49,7 @@ class DiffusionService:
         max_images_per_request: int = 1024,
         request_timeout_seconds: float = 1800.0,
         tokens: Tokens | None = None,
+        on_finished: Finished | None = None,
     ) -> None:
         self._readiness = readiness
         self._metrics = metrics
@@ -56,7 +57,7 @@ class DiffusionService:
         self._request_timeout_seconds = request_timeout_seconds
         self._models: Mapping[str, ServedModel] = {}
         self._engine_thread: EngineThread | None = None
-        self._exchanges = Exchanges(metrics, tokens)
+        self._exchanges = Exchanges(metrics, tokens, on_finished)
         # PNG encoding and protobuf assembly would hold up the event loop, so they run here.
         self._encoders = ThreadPoolExecutor(_ENCODER_THREADS, thread_name_prefix="encoder")
 
@@ -201,9 +202,9 @@ class DiffusionService:
             )
         except InvalidRequestError as error:
             raise refusal.invalid(error.violations) from None
-        exchange.end_by(deadline)
-        exchange.accepted = Accepted(model, spec, message.format or pb.IMAGE_FORMAT_PNG)
-        return exchange.accepted
+        accepted = Accepted(model, spec, message.format or pb.IMAGE_FORMAT_PNG)
+        exchange.accept(accepted)
+        return accepted
 
     def _require_accepting(self) -> None:
         if not self._readiness.accepting or self._engine_thread is None:

@@ -15,6 +15,7 @@ from google.rpc import error_details_pb2, status_pb2
 from serving import listening
 from serving.engine import Engine
 from serving.engine_thread import EngineThread
+from serving.exchange import Finished
 from serving.health import Health, Phase, Readiness
 from serving.metrics import Metrics
 from serving.reflection import Reflection
@@ -92,6 +93,7 @@ async def running_edge(
     request_timeout_seconds: float = 60.0,
     phase: Phase = Phase.SERVING,
     tokens: Tokens | None = None,
+    on_finished: Finished | None = None,
 ) -> AsyncIterator[Edge]:
     model = fake_model(MODEL.num_train_timesteps, (MODEL.channels, MODEL.height, MODEL.width))
     network = FakeNetwork(gate=threading.Event())
@@ -105,6 +107,7 @@ async def running_edge(
         max_images_per_request=max_images_per_request,
         request_timeout_seconds=request_timeout_seconds,
         tokens=tokens,
+        on_finished=on_finished,
     )
     engine_thread = EngineThread({MODEL.name: engine})
     engine_thread.start()

@@ -38,6 +38,7 @@ EDGE = {
     "serving.service",
     "serving.tls",
     "serving.tokens",
+    "serving.tracing",
     "serving.validation",
     "serving.watched_files",
 }

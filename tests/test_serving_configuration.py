@@ -23,6 +23,8 @@ from serving.flags import ConfigurationError, Flag, flags_of
             {"request_timeout_seconds": 60.0, "max_connection_age_grace_seconds": 60.0},
             ("--request-timeout-seconds 60", "--max-connection-age-grace-seconds 60"),
         ),
+        ({"tracing_endpoint": "localhost:4317"}, ("--tracing-endpoint",)),
+        ({"tracing_endpoint": "http://me:secret@host:4317"}, ("--tracing-endpoint",)),
         ({"tls_cert": Path("c")}, ("--tls-cert", "--tls-key")),
         ({"tls_key": Path("k")}, ("--tls-cert", "--tls-key")),
         ({"tls_client_ca": Path("a")}, ("--tls-client-ca", "--tls-cert", "--tls-key")),
@@ -34,6 +36,7 @@ def test_settings_that_contradict_each_other_are_refused_by_name(
     with pytest.raises(ConfigurationError) as caught:
         ServerConfig(**settings)
     assert all(flag in str(caught.value) for flag in flags)
+    assert "secret" not in str(caught.value)
 
 
 def test_the_resolved_configuration_is_logged_at_the_start(
