@@ -4,6 +4,7 @@ Driven by hand or by an EngineThread: whoever calls step() owns the engine. Only
 check(), estimate_seconds() and statistics() may be called from other threads.
 """
 
+import functools
 import itertools
 import logging
 import math
@@ -78,16 +79,23 @@ class Engine:
             policy=policy,
             pace=self._pace,
         )
-        self._denoiser = Denoiser(model, self._timed_network, max_lanes)
-        self._lanes = self._denoiser.lanes
+        self._max_lanes = max_lanes
         # Each has an image in a lane or waiting, so there cannot be more requests than these.
-        self._queue = WorkQueue(max_queued_images + max_lanes, policy=policy, ageing=ageing)
+        self._make_queue = functools.partial(
+            WorkQueue, max_queued_images + max_lanes, policy=policy, ageing=ageing
+        )
+        self._ids = itertools.count(1)
+        self._totals = EngineTotals()
+        self._start_empty()
+
+    def _start_empty(self) -> None:
+        self._denoiser = Denoiser(self._model, self._timed_network, self._max_lanes)
+        self._lanes = self._denoiser.lanes
+        self._queue = self._make_queue()
         self._book = RequestBook(self._queue.slots)
         self._hand_over = HandOver(self._book, self._end)
-        self._ids = itertools.count(1)
         self._cancelled: dict[int, str] = {}
         self._stats = StepStats()
-        self._totals = EngineTotals()
 
     @property
     def model(self) -> EngineModel:
@@ -186,20 +194,30 @@ class Engine:
         return stats
 
     def end_all(self, outcome: Outcome, detail: str) -> None:
-        """Ends every request now; for an engine that is being given up."""
+        """Ends every request that is enqueued, now, and makes everything else anew.
+
+        For an engine that is being given up, or whose step has raised: whatever state it is in, it
+        is like a new one afterwards. Requests that were reserved only are kept.
+        """
         self._stats = StepStats()
         for request in self._book.all():
             try:
                 self._end(request, outcome, detail)
             except Exception:  # done() was said; the others must hear it too
                 logger.exception("request %d left something behind", request.ticket.request_id)
-        self._free_lanes()
         self._totals.add(self._stats)
+        self._start_empty()
         self._publish()
 
     def estimate_seconds(self, spec: GenerateSpec) -> float | None:
         """Seconds from now until a request would be finished; None before the first step."""
         return self._admission.estimate_seconds(spec)
+
+    @property
+    def longest_step_seconds(self) -> float | None:
+        """What the largest batch takes at the measured pace; None before the first step."""
+        cost = self._pace.cost
+        return None if cost is None else cost.seconds(2 * self._max_lanes)
 
     def statistics(self) -> EngineStatistics:
         """A snapshot. Safe from any thread."""

@@ -13,6 +13,18 @@ from serving.request import GenerateSpec, Outcome, Sink
 logger = logging.getLogger(__name__)
 
 
+RESTART_WINDOW_SECONDS = 600.0
+"""Restarts that are longer ago are forgiven."""
+
+HANG_SECONDS = 0.75
+"""Silence that is a hang, on networks whose steps are short."""
+
+HANG_STEPS = 8
+"""Silence that is a hang, on slow networks: so many times the longest step."""
+
+_UNMEASURED_HANG_SECONDS = 60.0
+
+
 class EngineUnavailable(Exception):
     """The engine thread takes no requests; the message says why."""
 
@@ -51,6 +63,10 @@ class EngineThread:
     The engines with work are stepped in turn, one step each. Every request that submit() accepted
     gets exactly one Sink.done(), on the engine's thread: also if a step raises (NETWORK_FAILED)
     or the thread is stopped (CANCELLED).
+
+    A step that raises (a network that does is not that: see Engine.step) costs the requests of its
+    engine, which then starts anew; those that are on their way to it, and the other engines, go on.
+    After `max_restarts` of them within RESTART_WINDOW_SECONDS the next one is the thread's end.
     """
 
     def __init__(
@@ -58,6 +74,8 @@ class EngineThread:
         engines: Mapping[str, Engine],
         *,
         on_step: Callable[[str, StepStats], None] | None = None,
+        on_restart: Callable[[str], None] | None = None,
+        max_restarts: int = 3,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         """Makes a thread that is not started.
@@ -65,11 +83,16 @@ class EngineThread:
         Args:
             engines: by model name. From start() on, they are the thread's alone.
             on_step: called on the engine's thread after each step; what it raises is logged.
-            clock: seconds, for last_step_age_seconds.
+            on_restart: called there with the name of a model whose engine has to start anew.
+            max_restarts: 0 or more.
+            clock: seconds, for ages.
         """
         self._engines = dict(engines)
         self._turns = deque(self._engines)
         self._on_step = on_step
+        self._on_restart = on_restart
+        self._max_restarts = max_restarts
+        self._restarts: deque[float] = deque()
         self._clock = clock
         self._condition = threading.Condition()
         self._inbox: deque[_Submission | _Cancellation] = deque()
@@ -122,6 +145,15 @@ class EngineThread:
             if self._idle and not self._inbox:
                 return 0.0
             return max(0.0, self._clock() - self._beat_seconds)
+
+    @property
+    def hung(self) -> bool:
+        """Whether the thread has been silent for much longer than a step takes."""
+        expected = [engine.longest_step_seconds for engine in self._engines.values()]
+        longest = max((each for each in expected if each is not None), default=None)
+        if longest is None:
+            return self.last_step_age_seconds() > _UNMEASURED_HANG_SECONDS
+        return self.last_step_age_seconds() > max(HANG_SECONDS, HANG_STEPS * longest)
 
     def drain(self, timeout_seconds: float | None = None) -> bool:
         """Accepts nothing more and waits until all that was accepted is done; whether it is."""
@@ -188,19 +220,29 @@ class EngineThread:
             name = self._turns[0]
             self._turns.rotate(-1)
             if self._engines[name].has_work:
-                stats = self._engines[name].step()
+                try:
+                    stats = self._engines[name].step()
+                except Exception as error:  # noqa: BLE001  (logged there, or raised again)
+                    self._restart(name, error)
+                else:
+                    if stats is not None and self._on_step is not None:
+                        _call(self._on_step, name, stats)
                 self._beat_seconds = self._clock()
-                if stats is not None:
-                    self._report(name, stats)
                 return
 
-    def _report(self, name: str, stats: StepStats) -> None:
-        if self._on_step is None:
-            return
-        try:
-            self._on_step(name, stats)
-        except Exception:
-            logger.exception("on_step raised")
+    def _restart(self, name: str, error: Exception) -> None:
+        """Starts an engine anew whose step has raised, unless that has happened too often."""
+        now = self._clock()
+        while self._restarts and now - self._restarts[0] > RESTART_WINDOW_SECONDS:
+            self._restarts.popleft()
+        if len(self._restarts) >= self._max_restarts:
+            raise error
+        self._restarts.append(now)
+        logger.error("the engine of %s broke and starts anew", name, exc_info=error)
+        if self._on_restart is not None:
+            _call(self._on_restart, name)
+        detail = f"the engine broke: {type(error).__name__}"
+        self._engines[name].end_all(Outcome.NETWORK_FAILED, detail)
 
     def _end_all(self, outcome: Outcome, detail: str) -> None:
         """Says done() to every request that is left, and refuses new ones from now on."""
@@ -225,3 +267,11 @@ class EngineThread:
             submission.sink.done(outcome, queue_seconds, 0.0, detail)
         except Exception:
             logger.exception("the sink of request %d raised", submission.ticket.request_id)
+
+
+def _call(observer: Callable[..., None], *arguments: object) -> None:
+    """Tells somebody who must not be able to harm the engine."""
+    try:
+        observer(*arguments)
+    except Exception:
+        logger.exception("an observer of the engine raised")

@@ -30,6 +30,8 @@ class Phase(enum.Enum):
     """A warm-up step has passed; requests are accepted."""
     LAME_DUCK = "lame duck"
     """About to drain: not ready any more, but still accepting, while load balancers notice."""
+    STALLED = "stalled"
+    """The engine has been silent for too long; requests are refused until it goes on."""
     DRAINING = "draining"
     """Accepted requests are being finished; new ones are refused."""
     FAILED = "failed"

@@ -91,6 +91,9 @@ class Metrics:
         self._nonfinite_lanes = self._counter(
             "nonfinite_lanes", "Images for which the network gave NaN or Inf.", "model"
         )
+        self._engine_restarts = self._counter(
+            "engine_restarts", "Engines that broke and were made anew.", "model"
+        )
         self._lanes_in_use = self._gauge("lanes_in_use", "Images being denoised.", "model")
         self._lanes_capacity = self._gauge(
             "lanes_capacity", "Images that can be denoised at once.", "model"
@@ -156,6 +159,10 @@ class Metrics:
         ):
             if count:
                 counter.labels(model).inc(count)
+
+    def engine_restarted(self, model: str) -> None:
+        """Counts an engine that broke."""
+        self._engine_restarts.labels(model).inc()
 
     def model_loaded(self, model: str, version: str, provider: str, bit_equal: bool) -> None:
         """Says which model runs on what, and what its self-test found."""

@@ -23,9 +23,9 @@ from serving.service import SERVICE_NAME, DiffusionService
 from serving.tls import Certificates
 from serving.tokens import Tokens
 from serving.tracing import Tracing
+from serving.watchdog import Watchdog
 
 _SIGNALS = (signal.SIGTERM, signal.SIGINT)
-_WATCH_SECONDS = 0.2
 # How long answers that are on their way may take at the end. Those of requests that were given up
 # get less: among them may be streams that nobody reads.
 _FLUSH_SECONDS = 3.0
@@ -178,6 +178,7 @@ class Server:
         engine_thread = EngineThread(
             {model.served.name: model.engine for model in loaded},
             on_step=self._metrics.engine_stepped,
+            on_restart=self._metrics.engine_restarted,
         )
         self._metrics.watch_engine_thread(engine_thread.last_step_age_seconds)
         engine_thread.start()
@@ -185,10 +186,10 @@ class Server:
         return engine_thread
 
     async def _watch(self, engine_thread: EngineThread) -> None:
-        while engine_thread.alive:  # noqa: ASYNC110  (a dead thread sets no event)
-            await asyncio.sleep(_WATCH_SECONDS)
-        self._readiness.set(Phase.FAILED)
-        _log.critical("the engine's thread has died; this process exits")
+        reason = await Watchdog(engine_thread, self._readiness).watch()
+        _log.critical("%s; this process exits", reason)
+        if engine_thread.alive:  # it hangs: nobody else will end its requests
+            self._service.abandon()
         self._failed.set()
 
     async def _serve(self) -> None:

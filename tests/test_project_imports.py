@@ -40,6 +40,7 @@ EDGE = {
     "serving.tokens",
     "serving.tracing",
     "serving.validation",
+    "serving.watchdog",
     "serving.watched_files",
 }
 

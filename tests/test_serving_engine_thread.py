@@ -8,7 +8,13 @@ from contextlib import contextmanager
 import pytest
 
 from serving.engine import Engine, StepStats
-from serving.engine_thread import EngineThread, EngineUnavailable
+from serving.engine_thread import (
+    HANG_SECONDS,
+    HANG_STEPS,
+    RESTART_WINDOW_SECONDS,
+    EngineThread,
+    EngineUnavailable,
+)
 from serving.request import Outcome, QueueFull
 from tests.fakes import (
     FakeClock,
@@ -187,39 +193,119 @@ def test_a_thread_that_was_never_started_ends_its_requests_when_stopped() -> Non
 
 
 class BrokenEngine(Engine):
-    """Raises from its third step on, or where it is told to."""
+    """Its steps raise when their numbers, from 1, are in `raise_on`."""
 
     steps = 0
+    raise_on: frozenset[int] = frozenset({3})
 
     def step(self) -> StepStats | None:
         self.steps += 1
-        if self.steps == 3:
+        if self.steps in self.raise_on:
             raise MemoryError("what no step catches")
         return super().step()
 
 
-def test_an_exception_that_escapes_a_step_ends_every_request_of_every_engine_once() -> None:
-    gate = threading.Event()
+def test_an_engine_that_breaks_costs_its_requests_and_starts_anew() -> None:
+    gate, restarted = threading.Event(), []
     broken = BrokenEngine(MODEL, FakeNetwork(gate=gate), max_lanes=4)
     well = Engine(MODEL, FakeNetwork(), max_lanes=4)
-    thread = EngineThread({"broken": broken, "well": well})
-    sinks = [RecordingSink() for _ in range(6)]
-    for sink in sinks[:3]:
+    thread = EngineThread({"broken": broken, "well": well}, on_restart=restarted.append)
+    lost = [RecordingSink() for _ in range(3)]
+    for sink in lost:
         thread.submit("broken", spec(count=5, num_steps=20), sink)
-    thread.submit("well", spec(num_steps=50), sinks[3])
+    other, later = RecordingSink(), RecordingSink()
+    thread.submit("well", spec(num_steps=50), other)
+    with running(thread):
+        gate.set()
+        for sink in lost:
+            until(sink.ended)
+        thread.submit("broken", spec(count=5, num_steps=20), later)
+        assert thread.drain(PATIENCE_SECONDS)
+        assert thread.alive
+    assert [sink.outcome for sink in lost] == [Outcome.NETWORK_FAILED] * 3
+    assert lost[0].endings[0][3] == "the engine broke: MemoryError"
+    assert other.outcome is Outcome.FINISHED
+    assert_reference_pixels(MODEL, spec(count=5, num_steps=20), later.images)
+    assert restarted == ["broken"]
+    assert broken.statistics().images_waiting == broken.statistics().requests_active == 0
+
+
+def test_a_request_on_its_way_to_an_engine_that_breaks_is_kept() -> None:
+    engine = BrokenEngine(MODEL, FakeNetwork(), max_lanes=4)
+    engine.raise_on = frozenset({1})
+    in_it, on_its_way = RecordingSink(), RecordingSink()
+
+    class Late(RecordingSink):
+        def done(
+            self, outcome: Outcome, queue_seconds: float, compute_seconds: float, detail: str
+        ) -> None:
+            super().done(outcome, queue_seconds, compute_seconds, detail)
+            thread.submit("fake", spec(count=3), on_its_way)  # while the engine is being ended
+
+    thread = EngineThread({"fake": engine})
+    thread.submit("fake", spec(), Late())
+    thread.submit("fake", spec(), in_it)
+    with running(thread):
+        until(on_its_way.ended)
+    assert in_it.outcome is Outcome.NETWORK_FAILED
+    assert_reference_pixels(MODEL, spec(count=3), on_its_way.images)
+
+
+def test_an_engine_that_breaks_too_often_is_the_end_of_the_thread_and_of_every_request() -> None:
+    broken = BrokenEngine(MODEL, FakeNetwork(), max_lanes=4)
+    broken.raise_on = frozenset({1, 2, 3})
+    well = Engine(MODEL, FakeNetwork(gate=threading.Event()), max_lanes=4)
+    thread = EngineThread({"broken": broken, "well": well}, max_restarts=2)
+    lost, other = RecordingSink(), RecordingSink()
     thread.start()
-    for sink in sinks[4:]:
+    for _ in range(2):
+        sink = RecordingSink()
         thread.submit("broken", spec(), sink)
-    gate.set()
-    for sink in sinks:
         until(sink.ended)
+    alive_before = thread.alive
+    thread.submit("broken", spec(), lost)
+    until(lost.ended)
     assert thread.drain(PATIENCE_SECONDS), "drain() waits for a dead thread"
-    assert not thread.alive
-    assert [sink.outcome for sink in sinks] == [Outcome.NETWORK_FAILED] * 6
-    assert "MemoryError" in sinks[0].endings[0][3]
+    assert (alive_before, thread.alive) == (True, False)
+    assert "MemoryError" in lost.endings[0][3]
     with pytest.raises(EngineUnavailable, match="MemoryError"):
-        thread.submit("well", spec(), RecordingSink())
+        thread.submit("well", spec(), other)
     assert thread.stop(PATIENCE_SECONDS)
+
+
+def test_restarts_that_are_long_ago_are_forgiven() -> None:
+    clock = FakeClock()
+    engine = BrokenEngine(MODEL, FakeNetwork())
+    engine.raise_on = frozenset(range(1, 6))
+    thread = EngineThread({"fake": engine}, max_restarts=1, clock=clock)
+    with running(thread):
+        for _ in range(5):
+            sink = RecordingSink()
+            thread.submit("fake", spec(), sink)
+            until(sink.ended)
+            clock.now += RESTART_WINDOW_SECONDS + 1.0
+        assert thread.alive
+
+
+def test_an_exception_outside_of_the_steps_ends_every_request_of_every_engine_once(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    engines = {name: Engine(MODEL, FakeNetwork(gate=threading.Event())) for name in ("a", "b")}
+    thread = EngineThread(engines)
+    sinks = [RecordingSink() for _ in range(4)]
+    for number, sink in enumerate(sinks):
+        thread.submit("ab"[number % 2], spec(), sink)
+
+    def fail(*_: object) -> None:
+        raise IndexError("a bug")
+
+    monkeypatch.setattr(engines["b"], "enqueue", fail)
+    with running(thread):
+        for sink in sinks:
+            until(sink.ended)
+        assert thread.drain(PATIENCE_SECONDS)
+        assert not thread.alive
+    assert [sink.outcome for sink in sinks] == [Outcome.NETWORK_FAILED] * 4
 
 
 def test_also_an_engine_that_broke_in_the_middle_of_its_books_ends_every_request_once(
@@ -276,3 +362,26 @@ def test_a_sink_may_submit_and_cancel_from_within() -> None:
         thread.submit("fake", spec(), Chain())
         until(second.ended)
     assert second.outcome is Outcome.CANCELLED
+
+
+@pytest.mark.parametrize("step_seconds", [0.001, 3.0])
+def test_a_hang_is_silence_for_much_longer_than_the_longest_step(step_seconds: float) -> None:
+    clock = FakeClock()
+    gate, stepping = threading.Event(), threading.Event()
+    network = FakeNetwork(gate=gate, on_call=lambda _call: stepping.set())
+    rows = {16: step_seconds}
+    engine = Engine(MODEL, network, max_lanes=8, step_seconds=rows)
+    thread = EngineThread({"fake": engine}, clock=clock)
+    limit = max(HANG_SECONDS, HANG_STEPS * step_seconds)
+    with running(thread):
+        clock.now += 1000.0
+        hung = [thread.hung]  # nothing to do is no hang
+        thread.submit("fake", spec(num_steps=1), RecordingSink())
+        until(stepping)
+        for more in (0.99, 0.02):
+            clock.now += more * limit
+            hung.append(thread.hung)
+        gate.set()
+        assert thread.drain(PATIENCE_SECONDS)
+        hung.append(thread.hung)
+    assert hung == [False, False, True, False]

@@ -53,6 +53,7 @@ def test_images_previews_and_times_are_counted_by_model() -> None:
         rows=48, total_seconds=0.02, lanes_set_aside=3, network_failures=1, nonfinite_lanes=2
     )
     metrics.engine_stepped("mnist", step)
+    metrics.engine_restarted("mnist")
     metrics.engine_stepped("mnist", StepStats(requests_done={Outcome.CANCELLED: 1}))
     samples = published(metrics)
     assert samples["diffusion_images_total{label=seven,model=mnist}"] == 20
@@ -61,6 +62,7 @@ def test_images_previews_and_times_are_counted_by_model() -> None:
     assert samples["diffusion_compute_seconds_sum{model=mnist}"] == 2.0
     assert samples["diffusion_engine_step_rows_sum{model=mnist}"] == 48
     assert samples["diffusion_engine_step_rows_count{model=mnist}"] == 1
+    assert samples["diffusion_engine_restarts_total{model=mnist}"] == 1
     assert samples["diffusion_lane_preemptions_total{model=mnist}"] == 3
     assert samples["diffusion_network_failures_total{model=mnist}"] == 1
     assert samples["diffusion_nonfinite_lanes_total{model=mnist}"] == 2

@@ -22,6 +22,7 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 from prometheus_client.parser import text_string_to_metric_families
 
 from serving import server as server_module
+from serving import watchdog
 from serving.__main__ import main, serve
 from serving.client import Client, ClientError, Generation
 from serving.configuration import ServerConfig
@@ -409,6 +410,20 @@ class InProcess:
         self.server = Server(ServerConfig(models=(model,), port=0, http_port=0, provider="cpu"))
         self.task = asyncio.create_task(self.server.run())
 
+    def hang(self) -> tuple[threading.Event, threading.Event]:
+        """Makes the next network call hang: an event that ends it, one that is set by it."""
+        go_on, hanging = threading.Event(), threading.Event()
+        engine = self.loaded[0].engine
+        network = engine._network
+
+        def hung(x_t: Any, emb: Any) -> Any:
+            hanging.set()
+            assert go_on.wait(30)
+            return network(x_t, emb)
+
+        engine._network = hung
+        return go_on, hanging
+
     async def channel(self) -> grpc.aio.Channel:
         while self.server.grpc_port == 0:
             await asyncio.sleep(0.01)
@@ -469,11 +484,60 @@ async def test_a_dead_engine_thread_is_not_ready_within_a_second_and_ends_the_se
         while (await watch.read()).status != health_pb2.HealthCheckResponse.SERVING:
             pass
         monkeypatch.setattr(Engine, "step", die)
-        with pytest.raises(grpc.aio.AioRpcError) as caught:
-            await DiffusionServiceStub(channel).Generate(pb.GenerateRequest(label=0))
-        assert caught.value.code() is grpc.StatusCode.INTERNAL
-        assert "bug" not in str(caught.value.details())
+        for restarts in range(4):  # the fourth time it is not started anew
+            assert await readiness(channel) == health_pb2.HealthCheckResponse.SERVING
+            with pytest.raises(grpc.aio.AioRpcError) as caught:
+                await DiffusionServiceStub(channel).Generate(pb.GenerateRequest(label=0))
+            assert caught.value.code() is grpc.StatusCode.INTERNAL
+            assert "bug" not in str(caught.value.details())
+            counted = running.server._metrics.value("diffusion_engine_restarts_total", model="tiny")
+            assert counted == min(restarts + 1, 3)
         begin = time.monotonic()
         assert (await watch.read()).status == health_pb2.HealthCheckResponse.NOT_SERVING
         assert time.monotonic() - begin < 1
         assert await asyncio.wait_for(running.task, 20) == 1
+
+
+async def test_a_hung_engine_is_not_ready_within_a_second_and_ready_again_when_it_goes_on(
+    tiny: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    running = InProcess(tiny, monkeypatch)
+    running.may_load.set()
+    async with await running.channel() as channel:
+        watch = health_pb2_grpc.HealthStub(channel).Watch(
+            health_pb2.HealthCheckRequest(service="simple_diffusion.v1.DiffusionService")
+        )
+        while (await watch.read()).status != health_pb2.HealthCheckResponse.SERVING:
+            pass
+        go_on, hanging = running.hang()
+        asked = DiffusionServiceStub(channel).Generate(pb.GenerateRequest(label=0))
+        assert await asyncio.to_thread(hanging.wait, 20)
+        begin = time.monotonic()
+        assert (await watch.read()).status == health_pb2.HealthCheckResponse.NOT_SERVING
+        assert time.monotonic() - begin < 1
+        with pytest.raises(grpc.aio.AioRpcError, match="this server is stalled") as caught:
+            await DiffusionServiceStub(channel).Generate(pb.GenerateRequest(label=0))
+        assert caught.value.code() is grpc.StatusCode.UNAVAILABLE
+        go_on.set()
+        assert len((await asked).images) == 1
+        assert (await watch.read()).status == health_pb2.HealthCheckResponse.SERVING
+        running.server._on_signal(signal.SIGTERM)
+        assert await asyncio.wait_for(running.task, 20) == 0
+
+
+async def test_an_engine_that_hangs_for_good_ends_the_server_and_its_requests(
+    tiny: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(watchdog, "_HANG_EXIT_SECONDS", 0.5)
+    monkeypatch.setattr(server_module, "_ENGINE_STOP_SECONDS", 0.1)
+    running = InProcess(tiny, monkeypatch)
+    running.may_load.set()
+    async with await running.channel() as channel:
+        while await readiness(channel) != health_pb2.HealthCheckResponse.SERVING:
+            await asyncio.sleep(0.01)
+        go_on, _ = running.hang()
+        with pytest.raises(grpc.aio.AioRpcError, match="stopped before the request") as caught:
+            await DiffusionServiceStub(channel).Generate(pb.GenerateRequest(label=0))
+        assert caught.value.code() is grpc.StatusCode.UNAVAILABLE
+        assert await asyncio.wait_for(running.task, 20) == 1
+        go_on.set()
