@@ -8,7 +8,7 @@ import pytest
 from hypothesis import settings
 
 from tests.fault_figures import figure, pytest_terminal_summary
-from tests.server_process import ServerProcess, running_server
+from tests.server_process import MNIST, ServerProcess, running_server
 
 __all__ = ["figure", "pytest_terminal_summary"]  # a fixture and a hook of every test
 
@@ -20,6 +20,13 @@ settings.register_profile("project", deadline=None, derandomize="CI" in os.envir
 settings.load_profile("project")
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Marks the tests of promises, all of which `make fault-test` runs, whatever their size."""
+    for item in items:
+        if item.path.name.startswith("test_promise_"):
+            item.add_marker(pytest.mark.promise)
+
+
 @pytest.fixture(scope="session")
 def repository() -> Path:
     """The root of the checkout."""
@@ -27,7 +34,7 @@ def repository() -> Path:
 
 
 @pytest.fixture(scope="session")
-def mnist_server(repository: Path) -> Iterator[ServerProcess]:
+def mnist_server() -> Iterator[ServerProcess]:
     """A server of the embedded model, for all tests that neither stop nor overload it."""
-    with running_server(repository / "models" / "mnist") as server:
+    with running_server(MNIST, flags=("--provider", "cpu")) as server:
         yield server

@@ -1,9 +1,10 @@
 """The client's side of the books: every request with its one final status."""
 
 import asyncio
+import hashlib
 import random
 from collections import Counter
-from collections.abc import Coroutine
+from collections.abc import Coroutine, Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -72,6 +73,11 @@ class Ledger:
                 key = sample("diffusion_images_total", model=model, label=str(label))
                 counted[key] = float(number)
         return counted
+
+
+def digests(images: Iterable[GeneratedImage]) -> dict[int, str]:
+    """sha256 of the pixels of each image, by its index."""
+    return {image.index: hashlib.sha256(image.pixels.tobytes()).hexdigest() for image in images}
 
 
 def mixed_options(chance: random.Random) -> dict[str, Any]:

@@ -1,9 +1,9 @@
 """Runs `python -m serving` as a process of its own."""
 
 import contextlib
-import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 import tempfile
@@ -39,7 +39,7 @@ def environment(**variables: str) -> dict[str, str]:
 
 @dataclass
 class ServerProcess:
-    """A server that was ready."""
+    """A server that was started."""
 
     process: subprocess.Popen[bytes]
     log_file: Path
@@ -86,11 +86,25 @@ class ServerProcess:
     def exit_code(self, timeout_seconds: float = 30.0) -> int:
         return self.process.wait(timeout_seconds)
 
+    def wait_ready(self) -> None:
+        """Waits until it is ready, which it must become."""
+        end_seconds = time.monotonic() + START_SECONDS
+        while not self._ready():
+            if self.process.poll() is not None or time.monotonic() > end_seconds:
+                raise AssertionError(f"no server: {self.log}")
+            time.sleep(0.02)
+
+    def _ready(self) -> bool:
+        try:
+            return self.get("/readyz")[0] == 200
+        except OSError:
+            return False  # not even listening
+
     def until(self, condition: Callable[[Samples], object], timeout_seconds: float = 20) -> Samples:
         """Waits until the metrics are so; returns them."""
         end_seconds = time.monotonic() + timeout_seconds
         while not condition(samples := self.metrics()):
-            assert time.monotonic() < end_seconds, f"it never came true: {samples}"
+            assert time.monotonic() < end_seconds, f"it never came true: {summary(samples)}"
             time.sleep(0.005)
         return samples
 
@@ -115,6 +129,13 @@ def active(samples: Samples) -> float:
     )
 
 
+def summary(samples: Samples) -> dict[str, float]:
+    """The samples that say what a server is doing, for a message."""
+    names = {name for name, _ in samples if name.startswith("diffusion_")}
+    wordy = ("_bucket", "_sum", "_count", "_info")
+    return {name: total(samples, name) for name in sorted(names) if not name.endswith(wordy)}
+
+
 def counters(before: Samples, after: Samples) -> Samples:
     """What the server counted in between: every counter that has changed, and by how much."""
     changed = {key: value - before.get(key, 0.0) for key, value in after.items()}
@@ -126,6 +147,33 @@ def counters(before: Samples, after: Samples) -> Samples:
 
 
 @contextlib.contextmanager
+def started_server(
+    *models: Path,
+    flags: tuple[str, ...] = (),
+    variables: dict[str, str] | None = None,
+    program: tuple[str, ...] = ("-m", "serving"),
+) -> Iterator[ServerProcess]:
+    """Starts a server on free ports, does not wait for it, and kills it at the end."""
+    port, http_port = free_port(), free_port()
+    command = [sys.executable, "-W", "error", *program]
+    for model in models:
+        command += ["--model", str(model)]
+    command += ["--port", str(port), "--http-port", str(http_port)]
+    command += ["--drain-grace-seconds", "0", *flags]
+    with tempfile.TemporaryDirectory() as directory:
+        log_file = Path(directory) / "log"
+        with log_file.open("wb") as log:
+            process = subprocess.Popen(
+                command, stdout=log, stderr=log, env=environment(**(variables or {}))
+            )
+        try:
+            yield ServerProcess(process, log_file, port, http_port)
+        finally:
+            process.kill()
+            process.wait()
+
+
+@contextlib.contextmanager
 def running_server(
     *models: Path,
     flags: tuple[str, ...] = (),
@@ -133,22 +181,15 @@ def running_server(
     program: tuple[str, ...] = ("-m", "serving"),
 ) -> Iterator[ServerProcess]:
     """Starts a server on free ports, waits until it is ready, and kills it at the end."""
-    with tempfile.TemporaryDirectory() as directory:
-        ready_file, log_file = Path(directory) / "ready.json", Path(directory) / "log"
-        command = [sys.executable, "-W", "error", *program, "--ready-file", str(ready_file)]
-        for model in models:
-            command += ["--model", str(model)]
-        command += ["--port", "0", "--http-port", "0", "--drain-grace-seconds", "0", *flags]
-        with log_file.open("wb") as log:
-            process = subprocess.Popen(
-                command, stdout=log, stderr=log, env=environment(**(variables or {}))
-            )
-        try:
-            ready = _wait_until_ready(process, ready_file, log_file)
-            yield ServerProcess(process, log_file, ready["grpc_port"], ready["http_port"])
-        finally:
-            process.kill()
-            process.wait()
+    with started_server(*models, flags=flags, variables=variables, program=program) as server:
+        server.wait_ready()
+        yield server
+
+
+def free_port() -> int:
+    """A port that nobody listens on."""
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        return int(listener.getsockname()[1])
 
 
 def run_server(*arguments: str) -> subprocess.CompletedProcess[str]:
@@ -161,15 +202,3 @@ def run_server(*arguments: str) -> subprocess.CompletedProcess[str]:
         env=environment(),
         check=False,
     )
-
-
-def _wait_until_ready(
-    process: subprocess.Popen[bytes], ready_file: Path, log_file: Path
-) -> dict[str, int]:
-    end_seconds = time.monotonic() + START_SECONDS
-    while not ready_file.exists():
-        if process.poll() is not None or time.monotonic() > end_seconds:
-            raise AssertionError(f"no server: {log_file.read_text(encoding='utf-8')}")
-        time.sleep(0.02)
-    ready: dict[str, int] = json.loads(ready_file.read_text(encoding="utf-8"))
-    return ready
