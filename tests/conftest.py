@@ -36,5 +36,5 @@ def repository() -> Path:
 @pytest.fixture(scope="session")
 def mnist_server() -> Iterator[ServerProcess]:
     """A server of the embedded model, for all tests that neither stop nor overload it."""
-    with running_server(MNIST, flags=("--provider", "cpu")) as server:
+    with running_server(MNIST, flags=("--provider", "cpu", "--max-lanes", "32")) as server:
         yield server

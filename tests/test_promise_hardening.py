@@ -23,6 +23,7 @@ SETPRIV = shutil.which("setpriv")
 def command(port: int) -> list[str]:
     return [
         sys.executable, "-m", "serving", "--model", str(MNIST), "--provider", "auto",
+        "--max-lanes", "8",
         "--port", str(port), "--http-port", str(free_port()), "--drain-grace-seconds", "0",
     ]  # fmt: skip
 

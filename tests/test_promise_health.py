@@ -18,7 +18,7 @@ from tests.fault_figures import Record
 from tests.server_process import MNIST, ServerProcess, running_server, sample, started_server
 
 PROGRAM = (str(Path(faulty_server.__file__)),)
-FLAGS = ("--provider", "cpu")
+FLAGS = ("--provider", "cpu", "--max-lanes", "8")
 STATUS = health_pb2.HealthCheckResponse
 
 

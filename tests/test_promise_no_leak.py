@@ -17,11 +17,11 @@ from tests.server_process import MNIST, ServerProcess, active, running_server, t
 from tests.server_vitals import Vitals, vitals
 
 PROGRAM = (str(Path(faulty_server.__file__)),)
-FLAGS = ("--provider", "cpu")
+FLAGS = ("--provider", "cpu", "--max-lanes", "32")
 CALLERS = 8
 FULL = pytest.param(120, 600, 1.0, marks=[pytest.mark.fault, pytest.mark.timeout(900)], id="full")
 # In seconds, what an allocator keeps for itself is more than what a leak would be.
-SHORT = pytest.param(2, 4, 30.0, id="short")
+SHORT = pytest.param(1, 3, 30.0, id="short")
 
 
 async def load(server: ServerProcess, seconds: float, seed: int) -> int:

@@ -13,7 +13,7 @@ from tests.ledger import LONG, Ledger, mixed_options
 from tests.server_process import ServerProcess, counters, total
 
 FULL = pytest.param(500, marks=[pytest.mark.fault, pytest.mark.timeout(300)], id="full")
-DEADLINE_SECONDS = 0.2
+DEADLINE_SECONDS = 1.0  # long enough to reach the server, however busy this machine is
 
 
 def draw(chance: random.Random) -> tuple[str, dict[str, Any]]:
@@ -33,7 +33,7 @@ def draw(chance: random.Random) -> tuple[str, dict[str, Any]]:
     return kind, options
 
 
-@pytest.mark.parametrize("requests", [pytest.param(80, id="short"), FULL])
+@pytest.mark.parametrize("requests", [pytest.param(60, id="short"), FULL])
 async def test_every_request_ends_once_and_the_counters_are_the_ledger(
     mnist_server: ServerProcess, figure: Record, requests: int
 ) -> None:

@@ -14,7 +14,7 @@ from tests.server_process import MNIST, ServerProcess, running_server, sample, t
 from tests.server_vitals import vitals
 
 COUNT = 4
-QUEUE = 128
+QUEUE = 100
 FLAGS = (
     "--provider", "cpu", "--max-queued-images", str(QUEUE), "--max-images-per-request", "64",
     "--log-level", "warning",

@@ -30,7 +30,7 @@ def test_cuda_that_was_asked_for_is_what_runs(figure: Record) -> None:
 
 @pytest.mark.skipif(CUDA, reason="this ONNX Runtime is built with CUDA")
 def test_auto_says_that_it_runs_on_the_cpu_and_why(figure: Record) -> None:
-    with running_server(MNIST, flags=("--provider", "auto")) as server:
+    with running_server(MNIST, flags=("--provider", "auto", "--max-lanes", "8")) as server:
         assert total(server.metrics(), "diffusion_model_info", provider="cpu") == 1
         lines = [line for line in server.log.splitlines() if "cpu" in line and "CUDA" in line]
     assert lines, "auto chose the CPU in silence"

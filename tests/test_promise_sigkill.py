@@ -30,13 +30,13 @@ async def stream(client: AsyncClient, options: dict[str, Any]) -> dict[int, str]
     return digests(images)
 
 
-@pytest.mark.parametrize(("replicas", "requests"), [pytest.param(2, 40, id="short"), FULL])
+@pytest.mark.parametrize(("replicas", "requests"), [pytest.param(2, 24, id="short"), FULL])
 async def test_every_request_is_answered_with_the_pixels_of_an_undisturbed_run(
     mnist_server: ServerProcess, figure: Record, replicas: int, requests: int
 ) -> None:
     chance = random.Random(5)
     work = [
-        (chance.choice((generate, stream)), mixed_options(chance) | {"num_steps": 8})
+        (chance.choice((generate, stream)), mixed_options(chance) | {"num_steps": 6})
         for _ in range(requests)
     ]
     async with AsyncClient(mnist_server.target) as client:

@@ -31,7 +31,7 @@ async def test_what_was_accepted_is_finished_and_clients_notice_nothing(
     chance = random.Random(3)
     work = [[mixed_options(chance) for _ in range(rounds)] for _ in range(clients)]
     for options in (options for each in work for options in each):
-        options |= {"count": 6, "num_steps": 12}
+        options |= {"count": 6, "num_steps": 8}
 
     async def ask(client: AsyncClient, asked: list[dict[str, Any]]) -> list[dict[int, str]]:
         return [digests((await client.generate(**options)).images) for options in asked]
