@@ -7,6 +7,9 @@ if __name__ == "__main__":
     # The imports below take a second, in which Python would answer Ctrl-C with a traceback.
     for _early in (signal.SIGINT, signal.SIGTERM):
         signal.signal(_early, lambda *_: os._exit(0))
+    # gRPC's core reads this when it is imported. It writes lines of its own past Python's logging,
+    # some of them for whatever a client sends that it does not like.
+    os.environ.setdefault("GRPC_VERBOSITY", "NONE")
 
 import asyncio
 import logging

@@ -4,7 +4,7 @@ import asyncio
 import contextlib
 import logging
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from typing import TypeVar
 
 import grpc
@@ -13,6 +13,7 @@ from serving import refusal, request_id
 from serving.answers import Accepted
 from serving.delivery import Ending
 from serving.metrics import Metrics
+from serving.receiving import Context, receive
 from serving.refusal import RefusedError
 from serving.tokens import Tokens
 
@@ -23,7 +24,6 @@ _DEADLINE_SLACK_SECONDS = 0.1
 _log = logging.getLogger(__name__)
 _access_log = logging.getLogger("serving.access")
 
-Context = grpc.aio.ServicerContext[bytes, bytes]
 _AnswerT = TypeVar("_AnswerT")
 
 
@@ -148,40 +148,45 @@ class Exchanges:
         self._metrics = metrics
         self._tokens = tokens
         self._on_finished = on_finished
-        self._active: set[Exchange] = set()
+        self._open: set[Exchange] = set()
+        self._active = 0
         self._idle = asyncio.Event()
         self._idle.set()
 
     @property
     def active(self) -> int:
-        """How many requests have no status yet."""
-        return len(self._active)
+        """How many requests have arrived and have no status yet."""
+        return self._active
 
     async def wait_idle(self) -> None:
         """Waits until no request is active."""
         await self._idle.wait()
 
     def abandon(self) -> None:
-        """Ends every active request with UNAVAILABLE."""
-        for exchange in self._active:
+        """Ends every request with UNAVAILABLE, also those that have not arrived as a whole."""
+        for exchange in self._open:
             exchange.abandon()
 
     async def answer(
-        self, method: str, context: Context, work: Callable[[Exchange], Awaitable[_AnswerT]]
+        self, method: str, context: Context, work: Callable[[Exchange, bytes], Awaitable[_AnswerT]]
     ) -> _AnswerT:
-        """Runs one request and gives it exactly one status, counted before the client sees it."""
+        """Runs one request and gives it exactly one status, counted before the client sees it.
+
+        `work` is given the exchange and the message of the request.
+        """
         exchange = Exchange(method, context)
         context.set_trailing_metadata(((request_id.KEY, exchange.request_id),))
         self._metrics.request_started(method)
-        self._active.add(exchange)
-        self._idle.clear()
+        self._open.add(exchange)
         code = grpc.StatusCode.OK
         refused: RefusedError | None = None
         try:
             async with exchange.bounds():
                 if self._tokens is not None:
                     self._tokens.require(context.invocation_metadata())
-                return await work(exchange)
+                message = await receive(context)
+                with self._being_active():
+                    return await work(exchange, message)
         except RefusedError as error:
             refused = error
         except asyncio.CancelledError:
@@ -206,9 +211,18 @@ class Exchanges:
         self._metrics.request_finished(exchange.method, code.name, exchange.seconds)
         _access_log.info("request", extra={"fields": exchange.fields(code, refused)})
         self._tell(exchange, code)
-        self._active.remove(exchange)
-        if not self._active:
-            self._idle.set()
+        self._open.remove(exchange)
+
+    @contextlib.contextmanager
+    def _being_active(self) -> Iterator[None]:
+        self._active += 1
+        self._idle.clear()
+        try:
+            yield
+        finally:
+            self._active -= 1
+            if not self._active:
+                self._idle.set()
 
     def _tell(self, exchange: Exchange, code: grpc.StatusCode) -> None:
         if self._on_finished is None:

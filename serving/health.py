@@ -13,12 +13,13 @@ import grpc
 from google.protobuf.message import DecodeError
 from grpc_health.v1 import health_pb2
 
+from serving.receiving import Context, receive
+from serving.refusal import RefusedError
+
 PROCESS = ""
 """The health name of the process: a supervisor restarts it when this is not SERVING."""
 
 SERVICE_NAME = "grpc.health.v1.Health"
-
-Context = grpc.aio.ServicerContext[bytes, bytes]
 
 
 class Phase(enum.Enum):
@@ -102,26 +103,26 @@ class Health:
         self._services = frozenset(services)
 
     def handler(self) -> "grpc.GenericRpcHandler[bytes, bytes]":
-        """Returns what a grpc.aio server is given. Requests are parsed inside the methods."""
+        """Returns what a grpc.aio server is given. Requests are read and parsed in the methods."""
         return grpc.method_handlers_generic_handler(
             SERVICE_NAME,
             {
-                "Check": grpc.unary_unary_rpc_method_handler(self.check),
-                "Watch": grpc.unary_stream_rpc_method_handler(self.watch),
+                "Check": grpc.stream_unary_rpc_method_handler(self.check),
+                "Watch": grpc.stream_stream_rpc_method_handler(self.watch),
             },
         )
 
-    async def check(self, request: bytes, context: Context) -> bytes:
+    async def check(self, _: object, context: Context) -> bytes:
         """Answers once. An unknown name is NOT_FOUND."""
-        name = await self._parse(request, context)
+        name = await _asked(context)
         status = self._status(name)
         if status == health_pb2.HealthCheckResponse.SERVICE_UNKNOWN:
             await context.abort(grpc.StatusCode.NOT_FOUND, f"no service {name[:100]!r} here")
         return _response(status)
 
-    async def watch(self, request: bytes, context: Context) -> None:
+    async def watch(self, _: object, context: Context) -> None:
         """Sends the status now and at every change, until the server stops."""
-        name = await self._parse(request, context)
+        name = await _asked(context)
         sent: int | None = None
         while True:
             changed = self._readiness.changed()
@@ -147,13 +148,19 @@ class Health:
             else health_pb2.HealthCheckResponse.NOT_SERVING
         )
 
-    async def _parse(self, request: bytes, context: Context) -> str:
-        try:
-            return str(health_pb2.HealthCheckRequest.FromString(request).service)
-        except DecodeError:
-            await context.abort(
-                grpc.StatusCode.INVALID_ARGUMENT, "the request is not a HealthCheckRequest"
-            )
+
+async def _asked(context: Context) -> str:
+    """Returns the name that is asked for."""
+    try:
+        request = await receive(context)
+    except RefusedError as refused:
+        await context.abort(refused.code, refused.message, refused.trailing_metadata)
+    try:
+        return str(health_pb2.HealthCheckRequest.FromString(request).service)
+    except DecodeError:
+        await context.abort(
+            grpc.StatusCode.INVALID_ARGUMENT, "the request is not a HealthCheckRequest"
+        )
 
 
 def _response(status: int) -> bytes:

@@ -5,7 +5,6 @@ Any logger may pass `extra={"fields": {...}}`: the fields become key=value pairs
 
 import json
 import logging
-import os
 import sys
 import time
 from collections.abc import Mapping
@@ -23,9 +22,6 @@ def set_up(level: str, kind: str) -> None:
         level: a level's name in lower case; the least important that is shown.
         kind: one of FORMATS.
     """
-    # gRPC's core writes lines of its own past Python's logging, some of them at every handshake
-    # that fails. What matters of them reaches us as errors. GRPC_VERBOSITY=ERROR shows them.
-    os.environ.setdefault("GRPC_VERBOSITY", "NONE")
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(JsonFormatter() if kind == "json" else TextFormatter())
     logging.basicConfig(level=level.upper(), handlers=[handler])

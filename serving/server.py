@@ -245,7 +245,7 @@ class Server:
         except TimeoutError:
             _log.warning("%d requests are not finished in time", self._service.active)
             self._unfinished = True
-            self._service.abandon()
+        self._service.abandon()
 
 
 def _tracing(config: ServerConfig) -> Tracing | None:

@@ -12,10 +12,11 @@ from serving import answers, refusal
 from serving.answers import Accepted
 from serving.delivery import Delivery, Ending, Parcel
 from serving.engine_thread import EngineThread, EngineUnavailable
-from serving.exchange import Context, Exchange, Exchanges, Finished
+from serving.exchange import Exchange, Exchanges, Finished
 from serving.health import Phase, Readiness
 from serving.metrics import Metrics
 from serving.parsing import parse
+from serving.receiving import Context
 from serving.request import DeadlineUnmeetable, Outcome, QueueFull
 from serving.tokens import Tokens
 from serving.validation import (
@@ -70,34 +71,29 @@ class DiffusionService:
         """Returns what a grpc.aio server is given.
 
         There are no (de)serializers: undecodable bytes would otherwise never reach this class and
-        end as UNKNOWN, and answers are assembled off the event loop.
+        end as UNKNOWN, and answers are assembled off the event loop. Why all requests are streams
+        here stands in `serving.receiving`.
         """
         return grpc.method_handlers_generic_handler(
             SERVICE_NAME,
             {
-                "Generate": grpc.unary_unary_rpc_method_handler(self.generate),
-                "GenerateStream": grpc.unary_stream_rpc_method_handler(self.generate_stream),
-                "ListModels": grpc.unary_unary_rpc_method_handler(self.list_models),
+                "Generate": grpc.stream_unary_rpc_method_handler(self.generate),
+                "GenerateStream": grpc.stream_stream_rpc_method_handler(self.generate_stream),
+                "ListModels": grpc.stream_unary_rpc_method_handler(self.list_models),
             },
         )
 
-    async def generate(self, request: bytes, context: Context) -> bytes:
+    async def generate(self, _: object, context: Context) -> bytes:
         """Draws images and answers when all are finished."""
-        return await self._exchanges.answer(
-            "Generate", context, lambda exchange: self._generate(request, exchange)
-        )
+        return await self._exchanges.answer("Generate", context, self._generate)
 
-    async def generate_stream(self, request: bytes, context: Context) -> None:
+    async def generate_stream(self, _: object, context: Context) -> None:
         """Draws images and sends each as it finishes."""
-        await self._exchanges.answer(
-            "GenerateStream", context, lambda exchange: self._generate_stream(request, exchange)
-        )
+        await self._exchanges.answer("GenerateStream", context, self._generate_stream)
 
-    async def list_models(self, request: bytes, context: Context) -> bytes:
+    async def list_models(self, _: object, context: Context) -> bytes:
         """Says what there is to draw."""
-        return await self._exchanges.answer(
-            "ListModels", context, lambda _: self._list_models(request)
-        )
+        return await self._exchanges.answer("ListModels", context, self._list_models)
 
     def abandon(self) -> None:
         """Ends every accepted request with UNAVAILABLE: this process will not finish them."""
@@ -109,15 +105,15 @@ class DiffusionService:
 
     @property
     def active(self) -> int:
-        """How many requests have no status yet."""
+        """How many requests have arrived and have no status yet."""
         return self._exchanges.active
 
     def close(self) -> None:
         """Stops the encoder threads."""
         self._encoders.shutdown(wait=False, cancel_futures=True)
 
-    async def _generate(self, request: bytes, exchange: Exchange) -> bytes:
-        accepted = self._accept(request, exchange, streaming=False)
+    async def _generate(self, exchange: Exchange, request: bytes) -> bytes:
+        accepted = self._accept(exchange, request, streaming=False)
         parcel = await self._run(exchange, accepted, streaming=False, on_parcel=None)
         ending = parcel.ending
         assert ending is not None
@@ -128,8 +124,8 @@ class DiffusionService:
         )
         return body
 
-    async def _generate_stream(self, request: bytes, exchange: Exchange) -> None:
-        accepted = self._accept(request, exchange, streaming=True)
+    async def _generate_stream(self, exchange: Exchange, request: bytes) -> None:
+        accepted = self._accept(exchange, request, streaming=True)
 
         async def send(parcel: Parcel) -> None:
             self._metrics.previews_dropped(accepted.model.name, parcel.previews_dropped)
@@ -182,7 +178,7 @@ class DiffusionService:
             if ending is None:
                 self._engine_thread.cancel(handle)
 
-    def _accept(self, request: bytes, exchange: Exchange, *, streaming: bool) -> Accepted:
+    def _accept(self, exchange: Exchange, request: bytes, *, streaming: bool) -> Accepted:
         arrival_seconds, left_seconds = time.monotonic(), exchange.seconds_left
         if left_seconds is None:
             left_seconds = self._request_timeout_seconds
@@ -216,7 +212,7 @@ class DiffusionService:
             raise refusal.unknown_model(name, self._models)
         return model
 
-    async def _list_models(self, request: bytes) -> bytes:
+    async def _list_models(self, _: Exchange, request: bytes) -> bytes:
         if self._readiness.phase in (Phase.STARTING, Phase.FAILED):
             raise refusal.unavailable(self._readiness.phase.value)
         parse(pb.ListModelsRequest, request)

@@ -31,6 +31,7 @@ EDGE = {
     "serving.logs",
     "serving.metrics",
     "serving.parsing",
+    "serving.receiving",
     "serving.reflection",
     "serving.refusal",
     "serving.request_id",

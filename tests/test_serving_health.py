@@ -116,11 +116,14 @@ async def test_open_watches_do_not_hold_up_a_stopping_server() -> None:
 
 
 class Reader:
-    """The server's side of a watch: reads at once, or never."""
+    """The server's side of a watch by a client that reads at once, or never."""
 
     def __init__(self, *, stuck: bool = False) -> None:
         self.stuck = stuck
         self.statuses: list[int] = []
+
+    async def read(self) -> bytes:
+        return ask(SERVICE).SerializeToString()
 
     async def write(self, body: bytes) -> None:
         self.statuses.append(health_pb2.HealthCheckResponse.FromString(body).status)
@@ -132,8 +135,7 @@ async def test_a_watch_that_is_not_read_holds_up_nobody() -> None:
     readiness = Readiness()
     health = Health(readiness, [SERVICE])
     stuck, reader = Reader(stuck=True), Reader()
-    body = ask(SERVICE).SerializeToString()
-    tasks = [asyncio.create_task(health.watch(body, each)) for each in (stuck, reader)]
+    tasks = [asyncio.create_task(health.watch(None, each)) for each in (stuck, reader)]
     for phase in (Phase.SERVING, Phase.DRAINING):
         await asyncio.sleep(0.01)
         readiness.set(phase)

@@ -180,7 +180,7 @@ async def test_images_come_as_they_finish() -> None:
 
 async def test_previews_come_after_every_kth_step_and_end_at_the_image() -> None:
     async with running_edge() as edge:
-        edge.slow_down(0.02)
+        edge.slow_down(0.1)
         images, previews, _ = await collect(
             edge.stub.GenerateStream(request(num_steps=7, preview_every=2))
         )
@@ -564,9 +564,10 @@ async def test_the_counters_equal_the_clients_ledger() -> None:
         await edge.until(lambda: edge.engine.statistics().requests_active == 0)
         value = edge.metrics.value
         codes = [status.split()[0] for status in ledger.statuses]
-        always = {"OK", "INVALID_ARGUMENT", "NOT_FOUND", "DEADLINE_EXCEEDED", "CANCELLED"}
+        always = {"OK", "INVALID_ARGUMENT", "NOT_FOUND", "CANCELLED"}
         # A deadline that cannot be met at the measured pace is refused.
-        assert always <= set(codes) <= always | {"RESOURCE_EXHAUSTED"}
+        late = {"DEADLINE_EXCEEDED", "RESOURCE_EXHAUSTED"}
+        assert always < set(codes) <= always | late
         assert len(codes) == len(kinds) == ledger.sent
         assert ledger.all_arrived()
         for code in set(codes):
