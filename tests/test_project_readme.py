@@ -11,6 +11,7 @@ PAGES = (
     "README.md",
     "docs/architecture.md",
     "docs/operations.md",
+    "docs/promises.md",
     "docs/quality.md",
     "docs/training.md",
 )
