@@ -1,0 +1,163 @@
+"""The engine under any sequence of events: add, cancel, step, fail, preempt, break, wait."""
+
+from typing import Any
+
+import hypothesis.strategies as st
+import numpy as np
+from hypothesis import settings
+from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
+
+from diffusion.samplers import SAMPLERS, make_plan
+from serving.engine import Engine
+from serving.request import DeadlineUnmeetable, GenerateSpec, Outcome, QueueFull
+from tests.fakes import (
+    FakeClock,
+    FakeNetwork,
+    RecordingSink,
+    assert_reference_pixels,
+    fake_model,
+    spec,
+)
+
+MODEL = fake_model(num_train_timesteps=8, image_shape=(1, 1, 3))
+MAX_LANES = 4
+MAX_QUEUED_IMAGES = 24
+
+SPECS = st.builds(
+    spec,
+    label=st.integers(0, 8),
+    count=st.sampled_from([1, 2, 5, 16]),
+    first_index=st.integers(0, 2),
+    seed=st.integers(0, 3),
+    sampler=st.sampled_from([*sorted(SAMPLERS), "dpmpp_2m"]),
+    num_steps=st.sampled_from([1, 3, 8, 8]),
+    guidance_scale=st.sampled_from([1.0, 0.0, 2.5]),
+    preview_every=st.sampled_from([0, 0, 2]),
+)
+
+
+class EngineMachine(RuleBasedStateMachine):
+    """An engine, and a ledger of everything that it has accepted."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.clock = FakeClock()
+        self.network = FakeNetwork(self.clock, 0.01, fixed_seconds=0.02)
+        self.engine = Engine(
+            MODEL,
+            self.network,
+            max_lanes=MAX_LANES,
+            max_queued_images=MAX_QUEUED_IMAGES,
+            max_queued_requests=8,
+            clock=self.clock,
+        )
+        self.ledger: dict[int, tuple[GenerateSpec, RecordingSink]] = {}
+
+    def submit(self, request: GenerateSpec) -> None:
+        sink = RecordingSink()
+        try:
+            self.ledger[self.engine.submit(request, sink)] = request, sink
+        except (QueueFull, DeadlineUnmeetable):
+            assert not sink.was_started
+            assert not sink.endings
+
+    @rule(request=SPECS)
+    def add(self, request: GenerateSpec) -> None:
+        self.submit(request)
+
+    @rule(request=SPECS, seconds=st.floats(0.0, 1.0))
+    def add_with_a_deadline(self, request: GenerateSpec, seconds: float) -> None:
+        fields = {name: getattr(request, name) for name in request.__slots__}
+        self.submit(spec(**{**fields, "deadline_seconds": self.clock.now + seconds}))
+
+    @rule(times=st.integers(1, 5))
+    def preempt(self, times: int) -> None:
+        """Something small comes again and again: whoever fills the lanes is set aside."""
+        for _ in range(times):
+            self.submit(spec(count=3, num_steps=1))
+            self.step(2)
+
+    @precondition(lambda self: self.ledger)
+    @rule(data=st.data())
+    def cancel(self, data: st.DataObject) -> None:
+        self.engine.cancel(data.draw(st.sampled_from(sorted(self.ledger))))
+
+    @rule(steps=st.integers(1, 4))
+    def step(self, steps: int) -> None:
+        for _ in range(steps):
+            stats = self.engine.step()
+            if stats is not None:
+                assert stats.lanes <= MAX_LANES
+                assert stats.rows_useful <= 2 * MAX_LANES
+
+    @rule(fault=st.sampled_from(["raise", "nan", "break"]), label=st.integers(0, 10))
+    def fail(self, fault: str, label: int) -> None:
+        """One rule for all faults: they end requests, and most are to be drawn to their end."""
+        if fault == "raise":
+            self.network.raise_on = {len(self.network.batches)}
+        elif fault == "nan":
+            self.network.nan_labels = {label}
+        else:
+            self.engine.end_all(Outcome.NETWORK_FAILED, "the engine broke")
+            assert all(sink.outcome is not None for _, sink in self.ledger.values())
+        self.step(1)
+        self.network.raise_on, self.network.nan_labels = set(), set()
+
+    @rule(seconds=st.floats(0.0, 0.5))
+    def time_passes(self, seconds: float) -> None:
+        self.clock.now += seconds
+
+    @invariant()
+    def no_image_is_lost_or_in_two_places(self) -> None:
+        engine = self.engine
+        tables = (engine._lanes, engine._denoiser.aside.lanes)
+        lanes = [
+            (int(table.request[lane]), int(table.index[lane]))
+            for table in tables
+            for lane in range(table.count)
+        ]
+        assert len(set(lanes)) == len(lanes), "an image runs twice"
+        for request in engine._book.all():
+            slot, left = request.slot, request.images_left
+            held = sum(slot == holder for holder, _ in lanes)
+            assert engine._queue.unfinished[slot] == left
+            assert held + engine._queue.waiting[slot] == left, "an image is nowhere"
+        assert {slot for slot, _ in lanes} <= {request.slot for request in engine._book.all()}
+
+    @invariant()
+    def work_left_is_what_the_plans_say(self) -> None:
+        engine = self.engine
+        for request in engine._book.all():
+            plan = make_plan(request.spec.sampler, MODEL.schedule, request.spec.num_steps)
+            rows = 1 + (plan.guided & request.spec.guided)
+            left = int(engine._queue.waiting[request.slot]) * int(rows.sum())
+            for table in (engine._lanes, engine._denoiser.aside.lanes):
+                mine = np.flatnonzero(table.request[: table.count] == request.slot)
+                left += sum(int(rows[position:].sum()) for position in table.position[mine])
+            assert engine._queue.work_left[request.slot] == left
+
+    @invariant()
+    def the_queue_is_bounded(self) -> None:
+        statistics = self.engine.statistics()
+        assert statistics.images_waiting <= MAX_QUEUED_IMAGES + MAX_LANES
+        assert statistics.lanes_active <= MAX_LANES
+
+    def teardown(self) -> None:
+        for _ in range(10_000):
+            if not self.engine.has_work:
+                break
+            self.engine.step()
+        for request, sink in self.ledger.values():
+            assert sink.outcome is not None, "a request without an end"
+            if sink.outcome is Outcome.FINISHED:
+                assert_reference_pixels(MODEL, request, sink.images)
+        outcomes: Any = [sink.outcome for _, sink in self.ledger.values()]
+        done = self.engine.statistics().totals.requests_done
+        assert done == {outcome: outcomes.count(outcome) for outcome in Outcome}
+        assert self.engine.statistics().lanes_set_aside == 0
+        assert self.engine.statistics().images_waiting == 0
+        assert len(self.engine._queue._free_slots) == self.engine._queue.slots
+
+
+TestEngineMachine = EngineMachine.TestCase
+TestEngineMachine.settings = settings(max_examples=40, stateful_step_count=40, deadline=None)
