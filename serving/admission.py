@@ -10,7 +10,7 @@ from serving.pace import Pace, StepCost
 from serving.request import DeadlineUnmeetable, GenerateSpec, QueueFull
 from serving.scheduling import (
     EMPTY_BACKLOG,
-    FILLER_WORK,
+    LIKE_SIZE,
     Backlog,
     SchedulingPolicy,
     filled_up_rows,
@@ -170,9 +170,9 @@ class Admission:
         """Rows of a step with those that come after and use what is left of it."""
         # Who goes first, and so decides who only fills up, changes: here it is the largest.
         size = max(work, int(backlog.size[before].max(initial=0)))
-        like = ~before & (backlog.size <= FILLER_WORK * size)
+        like = ~before & (backlog.size <= LIKE_SIZE * size)
         reserved_after = bisect_right(self._work, work)
-        reserved_unlike = bisect_right(self._work, FILLER_WORK * size)
+        reserved_unlike = bisect_right(self._work, LIKE_SIZE * size)
         rows += float(backlog.width[like].sum())
         rows += sum(self._widths[reserved_after : max(reserved_after, reserved_unlike)])
         fillers = float(backlog.width[~before & ~like].sum())

@@ -3,6 +3,7 @@
 Knows lanes and plans, but no request, queue or clock.
 """
 
+import math
 from dataclasses import dataclass
 from typing import Protocol, Self
 
@@ -107,13 +108,13 @@ class Denoiser:
         self._noise: Float32Array = np.zeros((max_lanes, *model.image_shape), dtype=np.float32)
         self.lanes = LaneTable(max_lanes, model.image_shape, rows=2 * max_lanes)
         self.aside = LaneStore(model.image_shape)
+        self._image_size = math.prod(model.image_shape)
         self._undrawn: list[slice] = []
         self.plans = PlanTable(model.schedule)
 
     def lane_rows(self) -> Int64Array:
         """Network rows of each lane in the next step, int64 [N]: one, or two where it is guided."""
-        rows = np.ones(self.lanes.count, dtype=np.int64)
-        rows[self._guided(self._plan_rows())] = 2
+        rows: Int64Array = 1 + self._guided_mask(self._plan_rows()).astype(np.int64)
         return rows
 
     def join(
@@ -179,7 +180,7 @@ class Denoiser:
         """
         lanes, n = self.lanes, self.lanes.count
         rows = self._plan_rows()
-        guided = self._guided(rows)
+        guided = self._guided_mask(rows).nonzero()[0]
         eps = self._predict_eps(self.plans.timesteps[rows], guided)
         x, x_0_previous = lanes.x[:n], lanes.x_0_previous[:n]
         coefficients = self.plans.coefficients[rows]
@@ -204,13 +205,11 @@ class Denoiser:
         rows: Int64Array = self.plans.first_row[lanes.plan[:n]] + lanes.position[:n]
         return rows
 
-    def _guided(self, plan_rows: Int64Array) -> Int64Array:
-        """The lanes that ask for guidance and whose plan is guided here."""
-        return np.flatnonzero(self.lanes.guided[: self.lanes.count] & self.plans.guided[plan_rows])
-
-    @property
-    def _image_size(self) -> int:
-        return int(np.prod(self.lanes.x.shape[1:]))
+    def _guided_mask(self, plan_rows: Int64Array) -> BoolArray:
+        """Whether each lane asks for guidance and its plan is guided here, bool [N]."""
+        mask: BoolArray = self.plans.guided[plan_rows]
+        mask &= self.lanes.guided[: self.lanes.count]
+        return mask
 
     def _predict_eps(self, timesteps: Int64Array, guided: Int64Array) -> Float32Array:
         """eps of the lanes, and behind it that of the null rows of the guided ones."""
@@ -237,7 +236,7 @@ class Denoiser:
         """
         lanes, n = self.lanes, self.lanes.count
         noise = self._noise[:n]
-        noisy = np.flatnonzero(scale)
+        noisy = scale.nonzero()[0]
         if noisy.size:
             drawn = standard_normal(
                 lanes.seed[noisy], lanes.index[noisy], lanes.position[noisy], self._image_size

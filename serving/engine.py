@@ -180,8 +180,9 @@ class Engine:
         stats = self._stats = StepStats()
         self._end_cancelled_and_expired(begin)
         self._free_lanes()
-        self._give_lanes(begin)
-        self._publish()
+        if self._queue.due:
+            self._give_lanes(begin)
+            self._publish()
         if self._lanes.count:
             self._run_batch(stats)
         elif not stats.requests_done:
@@ -245,15 +246,15 @@ class Engine:
     def _give_lanes(self, now_seconds: float) -> None:
         """Gives lanes as the queue allots them: sets aside what is over, then fills up."""
         lanes = self._lanes
-        slots, allotted = self._queue.allot(lanes.capacity, self._pace.cost)
         held = np.bincount(lanes.request[: lanes.count], minlength=self._queue.slots)
+        slots, allotted = self._queue.allot(held, lanes.capacity, self._pace.cost)
         target = np.zeros_like(held)
         target[slots] = allotted
         if (held > target).any():
             self._stats.lanes_set_aside = self._denoiser.set_aside(target)
             held = np.bincount(lanes.request[: lanes.count], minlength=self._queue.slots)
         missing = target[slots] - held[slots]
-        gaining = np.flatnonzero(missing)
+        gaining = missing.nonzero()[0]
         if gaining.size:
             requests = self._book.at(slots[gaining])
             self._fill_lanes(requests, missing[gaining].tolist(), now_seconds)
@@ -323,7 +324,7 @@ class Engine:
             logger.error("the network gave NaN or Inf for %d of %d lanes", stats.nonfinite_lanes, n)
             self._fail(lanes.request[:n][denoised.nonfinite], "the network gave NaN or Inf")
         self._hand_over.previews(lanes, denoised, stats)
-        finished = np.flatnonzero(denoised.finished & ~self._book.ended[lanes.request[:n]])
+        finished = (denoised.finished & ~self._book.ended[lanes.request[:n]]).nonzero()[0]
         if finished.size:
             self._queue.finished(lanes.request[finished])
             self._hand_over.images(lanes, finished, stats)

@@ -96,7 +96,7 @@ class LaneTable:
         """Frees the lanes marked in `leaving` [count] and packs the rest, moving few."""
         staying = ~leaving
         count = int(np.count_nonzero(staying))
-        holes = np.flatnonzero(leaving[:count])
+        holes = leaving[:count].nonzero()[0]
         if holes.size:
             movers = np.flatnonzero(staying[count:]) + count
             for array in self.arrays:

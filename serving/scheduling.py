@@ -13,7 +13,6 @@ from serving.pace import StepCost
 
 Int64Array = npt.NDArray[np.int64]
 Float64Array = npt.NDArray[np.float64]
-BoolArray = npt.NDArray[np.bool_]
 
 SchedulingPolicy = Literal["srpt", "fifo"]
 """srpt: shortest remaining work (processing time) first, with ageing. fifo: as they came."""
@@ -21,8 +20,11 @@ SchedulingPolicy = Literal["srpt", "fifo"]
 AGEING = 0.5
 """Share of the engine that the request which was passed over longest can count on."""
 
-FILLER_WORK = 4
-"""A request of more than this many times the work of the one that goes first only fills up."""
+REVIEW_STEPS = 4
+"""Steps after which the lanes are given out anew, if nothing that matters happens before."""
+
+LIKE_SIZE = 4
+"""Requests are of like size if neither has more than this many times the other's work."""
 
 FILLER_STRETCH = 2.0
 """How much longer a step may take with those that fill it up than without them."""
@@ -81,13 +83,15 @@ class WorkQueue:
     least (remaining work - credit) goes first; being served costs 2 / ageing times the rows in
     credited time, never more than there is. So a request is passed by no smaller one that came
     remaining / ageing rows later, and gets at least the share `ageing` of the engine from then on;
-    and a request that is being served gathers no credit with which to hold up a small one. Who has
-    lanes goes on before others that are ahead by less than the work of one of its images, so that
-    equals do not take turns at every step. Equals go in the order in which they came.
+    and a request that is being served gathers no credit with which to hold up a small one. Equals
+    go in the order in which they came.
 
-    Requests are served whole as far as there are lanes. A big one that fills up the rest slows
-    those before it down, as more rows take longer. So it gets no more than makes good use of the
-    network, and bearable steps (FILLER_EFFICIENCY, FILLER_STRETCH).
+    A lane is set aside only where a much smaller request waits (LIKE_SIZE); others get the lanes
+    that come free, so that requests of like size do not take turns at every step.
+
+    Requests are served whole as far as there are lanes. A much larger one that fills up the rest
+    slows those before it down, as more rows take longer. So it gets no more than makes good use of
+    the network, and bearable steps (FILLER_EFFICIENCY, FILLER_STRETCH).
 
     Attributes:
         waiting: int64 [slots], images that have had no lane yet.
@@ -107,14 +111,13 @@ class WorkQueue:
         self._fifo = policy == "fifo"
         self._ageing = ageing
         self._work_done = 0
+        self._steps_until_review = 0
         self._free_slots = list(range(slots - 1, -1, -1))
         self._order: Int64Array = np.zeros(slots, dtype=np.int64)
         self._aged_since: Float64Array = np.zeros(slots, dtype=np.float64)
         self._work: Int64Array = np.zeros(slots, dtype=np.int64)
         self._images: Int64Array = np.zeros(slots, dtype=np.int64)
-        self._image_work: Int64Array = np.zeros(slots, dtype=np.int64)
         self._rows_per_lane: Float64Array = np.ones(slots, dtype=np.float64)
-        self._has_lanes: BoolArray = np.zeros(slots, dtype=np.bool_)
         self.waiting: Int64Array = np.zeros(slots, dtype=np.int64)
         self.unfinished: Int64Array = np.zeros(slots, dtype=np.int64)
         self.work_left: Int64Array = np.zeros(slots, dtype=np.int64)
@@ -138,18 +141,18 @@ class WorkQueue:
             deadline_seconds: infinity for none.
         """
         slot = self._free_slots.pop()
+        self._steps_until_review = 0
         self._order[slot] = order
         self._aged_since[slot] = self._work_done
         self._work[slot] = self.work_left[slot] = images * image_work
         self._images[slot] = self.waiting[slot] = self.unfinished[slot] = images
-        self._image_work[slot] = image_work
         self._rows_per_lane[slot] = image_work / num_steps
-        self._has_lanes[slot] = False
         self.deadline_seconds[slot] = deadline_seconds
         return slot
 
     def withdraw(self, slot: int) -> None:
         """Nothing of this request is to be served or timed any more."""
+        self._steps_until_review = 0
         self.waiting[slot] = self.unfinished[slot] = self.work_left[slot] = 0
         self.deadline_seconds[slot] = np.inf
 
@@ -159,10 +162,11 @@ class WorkQueue:
 
     def expired(self, now_seconds: float) -> Int64Array:
         """Slots whose deadline has come, int64."""
-        return np.flatnonzero(self.deadline_seconds <= now_seconds)
+        return (self.deadline_seconds <= now_seconds).nonzero()[0]
 
     def served(self, slots: Int64Array, rows: Int64Array) -> None:
         """A step has been made: `rows` of the network for a lane of each of `slots` (repeated)."""
+        self._steps_until_review -= 1
         np.subtract.at(self.work_left, slots, rows)
         self._work_done += int(rows.sum())
         if self._ageing:
@@ -171,34 +175,43 @@ class WorkQueue:
 
     def finished(self, slots: Int64Array) -> None:
         """An image of each of `slots` (repeated) is finished."""
+        self._steps_until_review = 0
         np.subtract.at(self.unfinished, slots, 1)
 
-    def allot(self, lanes: int, cost: StepCost | None) -> tuple[Int64Array, Int64Array]:
+    @property
+    def due(self) -> bool:
+        """Whether it is time to allot: a request came or ended, a lane is free, or time went by."""
+        return self._steps_until_review <= 0
+
+    def allot(
+        self, held: Int64Array, lanes: int, cost: StepCost | None
+    ) -> tuple[Int64Array, Int64Array]:
         """How many lanes each request has in the next step.
 
         Args:
+            held: int64 [slots], lanes that each request has had in the last.
             lanes: that there are.
             cost: of a step; None if it is not known yet.
 
         Returns:
-            (slots, lanes), int64 [N] each, in the order of urgency; a request that is not named
-            has none, nor has one with 0.
+            (slots, lanes), int64 [N] each; a request that is not named has none.
         """
-        ranked = np.flatnonzero(self.unfinished)
-        if ranked.size > 1:
-            ranked = self._ranked(ranked, lanes)
-        wanted = self.unfinished[ranked]
-        before = np.cumsum(wanted) - wanted
-        given: Int64Array = np.clip(lanes - before, 0, wanted)
-        if ranked.size > 1 and cost is not None and not self._fifo:
+        self._steps_until_review = REVIEW_STEPS
+        slots = self.unfinished.nonzero()[0]
+        if slots.size <= 1:
+            return slots, np.minimum(self.unfinished[slots], lanes)
+        ranked = self._ranked(slots, held, lanes)
+        wanted, kept = self.unfinished[ranked], self._kept(ranked, held)
+        more = wanted - kept
+        free = lanes - int(kept.sum())
+        given: Int64Array = kept + np.clip(free - (np.cumsum(more) - more), 0, more)
+        if cost is not None and not self._fifo:
             self._limit_fillers(ranked, given, lanes, cost)
-        self._has_lanes.fill(False)
-        self._has_lanes[ranked] = given > 0
         return ranked, given
 
     def backlog(self, images_running: int) -> Backlog:
         """What is here, with so many of the images in lanes."""
-        slots = np.flatnonzero(self.unfinished)
+        slots = self.unfinished.nonzero()[0]
         images = int(self.unfinished[slots].sum())
         return Backlog(
             urgency=self._urgency(slots),
@@ -214,24 +227,34 @@ class WorkQueue:
         if self._fifo:
             return self._order[slots].astype(np.float64)
         credit = self._ageing * (self._work_done - self._aged_since[slots])
-        staying = self._has_lanes[slots] * self._image_work[slots]
-        urgency: Float64Array = self.work_left[slots] - credit - staying
+        urgency: Float64Array = self.work_left[slots] - credit
         return urgency
 
-    def _ranked(self, slots: Int64Array, lanes: int) -> Int64Array:
-        """The slots that can have lanes at all, the most urgent first."""
+    def _ranked(self, slots: Int64Array, held: Int64Array, lanes: int) -> Int64Array:
+        """The slots that have or can have lanes, the most urgent first."""
         urgency = self._urgency(slots)
         if slots.size > 4 * lanes:  # each takes a lane at least: sort those that can win, and ties
             able = urgency <= np.partition(urgency, lanes - 1)[lanes - 1]
+            able |= held[slots] > 0
             slots, urgency = slots[able], urgency[able]
         ranked: Int64Array = slots[np.lexsort((self._order[slots], urgency))]
         return ranked
+
+    def _kept(self, ranked: Int64Array, held: Int64Array) -> Int64Array:
+        """Lanes that are not set aside, whoever is more urgent: no much smaller request waits."""
+        has = held[ranked]
+        waits = self.unfinished[ranked] > has
+        if not waits.any():
+            return has
+        size = self._work[ranked]
+        kept: Int64Array = np.where(size <= LIKE_SIZE * size[waits].min(), has, 0)
+        return kept
 
     def _limit_fillers(
         self, ranked: Int64Array, given: Int64Array, lanes: int, cost: StepCost
     ) -> None:
         """Takes lanes from requests that only fill up, as far as they slow the others down."""
-        fills = self._work[ranked] > FILLER_WORK * self._work[ranked[0]]
+        fills = self._work[ranked] > LIKE_SIZE * self._work[ranked[0]]
         if not fills.any():
             return
         per_lane = self._rows_per_lane[ranked]

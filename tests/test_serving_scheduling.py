@@ -13,9 +13,17 @@ def add(queue: WorkQueue, order: int, images: int, image_work: int) -> int:
     return queue.add(order, images, image_work, num_steps=image_work, deadline_seconds=NEVER)
 
 
-def allot(queue: WorkQueue, lanes: int, cost: StepCost | None = None) -> dict[int, int]:
+def allot(
+    queue: WorkQueue,
+    lanes: int,
+    cost: StepCost | None = None,
+    held: dict[int, int] | None = None,
+) -> dict[int, int]:
     """Lanes by slot, in the order of urgency, of those that have any."""
-    slots, given = queue.allot(lanes, cost)
+    has = np.zeros(queue.slots, dtype=np.int64)
+    for slot, each in (held or {}).items():
+        has[slot] = each
+    slots, given = queue.allot(has, lanes, cost)
     return {slot: n for slot, n in zip(slots.tolist(), given.tolist(), strict=True) if n}
 
 
@@ -45,17 +53,19 @@ def test_what_counts_is_the_work_that_remains() -> None:
     assert list(allot(queue, 5)) == [first, second]
 
 
-def test_who_has_lanes_keeps_them_unless_another_is_ahead_by_an_image() -> None:
+def test_lanes_are_set_aside_for_much_smaller_requests_only() -> None:
     queue = WorkQueue(8)
-    running = add(queue, 1, images=1, image_work=10)
-    assert allot(queue, 1) == {running: 1}
-    add(queue, 2, images=1, image_work=5)
-    assert allot(queue, 1) == {running: 1}
-    far = add(queue, 3, images=10, image_work=10)
-    assert allot(queue, 1) == {running: 1}
-    for _ in range(8):
-        serve(queue, {far: 1})  # what others are served does not take the lanes away
-    assert allot(queue, 1) == {running: 1}
+    running = add(queue, 1, images=8, image_work=10)
+    like = add(queue, 2, images=4, image_work=10)
+    held = {running: 8}
+    assert allot(queue, 8, held=held) == held, "requests of like size take turns"
+    held = {running: 6}  # two images are finished: those lanes go to the one that needs less
+    queue.finished(np.array([running] * 2))
+    assert allot(queue, 8, held=held) == {running: 6, like: 2}
+    small = add(queue, 3, images=1, image_work=10)
+    allotted = allot(queue, 8, held={running: 6, like: 2})
+    assert list(allotted) == [small, like, running]
+    assert allotted == {small: 1, like: 4, running: 3}
 
 
 def test_small_requests_that_wait_long_are_served_one_after_another_and_not_in_turns() -> None:
@@ -63,14 +73,16 @@ def test_small_requests_that_wait_long_are_served_one_after_another_and_not_in_t
     for order in range(40):
         add(queue, order, 1, 10)
     begun: list[int] = []
+    allotted: dict[int, int] = {}
     for _ in range(40 * 10 // 4):
-        allotted = allot(queue, 4)
+        allotted = allot(queue, 4, held=allotted)
         begun += [slot for slot in allotted if slot not in begun]
         serve(queue, allotted)
         done = [slot for slot in allotted if queue.work_left[slot] == 0]
         assert len([slot for slot in begun if queue.work_left[slot] > 0]) <= 4
         for slot in done:
             queue.withdraw(slot)
+            del allotted[slot]
     assert not queue.unfinished.any()
 
 
@@ -109,18 +121,20 @@ def test_a_large_request_is_not_starved_by_an_endless_stream_of_small_ones() -> 
     images, image_work, lanes, backlog = 100, 10, 8, 50
     large = add(queue, 0, images, image_work)
     order, rows, first_served = 1, 0, None
+    allotted: dict[int, int] = {}
     while queue.work_left[large] > 0:
         while np.count_nonzero(queue.unfinished) < backlog:
             add(queue, order, 1, image_work)
             order += 1
-        allotted = allot(queue, lanes)
+        allotted = allot(queue, lanes, held=allotted)
         serve(queue, allotted)
         if large in allotted and first_served is None:
             first_served = rows
-        for slot in allotted:
+        for slot in list(allotted):
             if slot != large and queue.work_left[slot] == 0:
                 queue.withdraw(slot)
                 queue.free(slot)
+                del allotted[slot]
         rows += lanes
         assert rows < 10 * images * image_work / AGEING, "starved"
     assert first_served is not None
