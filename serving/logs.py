@@ -26,6 +26,7 @@ def set_up(level: str, kind: str) -> None:
     handler.setFormatter(JsonFormatter() if kind == "json" else TextFormatter())
     logging.basicConfig(level=level.upper(), handlers=[handler])
     logging.captureWarnings(True)
+    logging.getLogger("grpc._cython.cygrpc").addFilter(_is_no_departure)
 
 
 class TextFormatter(logging.Formatter):
@@ -62,6 +63,14 @@ class JsonFormatter(logging.Formatter):
         if record.exc_info:
             line["exception"] = self.formatException(record.exc_info)
         return json.dumps(line, default=str)
+
+
+def _is_no_departure(record: logging.LogRecord) -> bool:
+    """Whether a line of gRPC is worth an operator's time.
+
+    A client that leaves while it is being answered is an error with a traceback there.
+    """
+    return not record.getMessage().startswith("ExecuteBatchError raised in core by servicer method")
 
 
 def _fields(record: logging.LogRecord) -> Mapping[str, object]:

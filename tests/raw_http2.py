@@ -18,6 +18,7 @@ GENERATE = "/simple_diffusion.v1.DiffusionService/Generate"
 GENERATE_STREAM = "/simple_diffusion.v1.DiffusionService/GenerateStream"
 
 _READ_BYTES = 65536
+_SEND_SECONDS = 10.0
 
 
 def framed(message: bytes, claimed: int | None = None) -> bytes:
@@ -49,7 +50,7 @@ class RawConnection:
     """
 
     def __init__(self, port: int, *, initial_window_bytes: int | None = None) -> None:
-        self.socket = socket.create_connection(("127.0.0.1", port), timeout=10)
+        self.socket = socket.create_connection(("127.0.0.1", port), timeout=_SEND_SECONDS)
         self.h2 = h2.connection.H2Connection(h2.config.H2Configuration(header_encoding="utf-8"))
         if initial_window_bytes is not None:
             window = h2.settings.SettingCodes.INITIAL_WINDOW_SIZE
@@ -96,6 +97,7 @@ class RawConnection:
 
     def flush(self) -> None:
         """Sends what is due, unless the server has hung up."""
+        self.socket.settimeout(_SEND_SECONDS)
         try:
             self.socket.sendall(self.h2.data_to_send())
         except OSError:

@@ -67,6 +67,9 @@ from serving import logs
 logs.set_up("warning", sys.argv[1])
 logging.getLogger("uvicorn.error").error("from uvicorn")
 logging.getLogger("grpc._cython.cygrpc").error("from grpc")
+logging.getLogger("grpc._cython.cygrpc").error(
+    "ExecuteBatchError raised in core by servicer method [/a/B]"  # a client has left
+)
 logging.getLogger("serving").info("not important enough")
 warnings.warn("from python")
 """
