@@ -7,10 +7,10 @@ from pathlib import Path
 import pytest
 from hypothesis import settings
 
-from tests.fault_figures import figure, pytest_terminal_summary
+from tests.fault_figures import figure, patience, pytest_terminal_summary
 from tests.server_process import MNIST, ServerProcess, running_server
 
-__all__ = ["figure", "pytest_terminal_summary"]  # a fixture and a hook of every test
+__all__ = ["figure", "patience", "pytest_terminal_summary"]  # fixtures and a hook of every test
 
 # Before anything imports ONNX Runtime: its Linux builds send telemetry unless told not to.
 os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
@@ -21,9 +21,9 @@ settings.load_profile("project")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Marks the tests of promises, all of which `make fault-test` runs, whatever their size."""
+    """Marks the tests of promises: `make fault-test` runs all but the short forms of long ones."""
     for item in items:
-        if item.path.name.startswith("test_promise_"):
+        if item.path.name.startswith("test_promise_") and "short" not in item.name:
             item.add_marker(pytest.mark.promise)
 
 

@@ -39,6 +39,17 @@ def figure(request: pytest.FixtureRequest) -> Record:
     return record
 
 
+@pytest.fixture(
+    params=[pytest.param(5.0, id="short"), pytest.param(1.0, id="full", marks=pytest.mark.fault)]
+)
+def patience(request: pytest.FixtureRequest) -> float:
+    """How much longer than promised something may take: in `make test`, beside whatever else this
+    machine does, five times; in `make fault-test` no longer.
+    """
+    times: float = request.param
+    return times
+
+
 def table(figures: list[Figure]) -> list[str]:
     """Returns the lines of a Markdown table."""
     head = Figure("promise", "what", "measured", "must hold")

@@ -30,7 +30,9 @@ def full_batch(client: Client, timeout_seconds: float | None = None) -> float:
     return time.monotonic() - begin
 
 
-def test_a_deadline_is_kept_and_its_lanes_are_free(server: ServerProcess, figure: Record) -> None:
+def test_a_deadline_is_kept_and_its_lanes_are_free(
+    server: ServerProcess, figure: Record, patience: float
+) -> None:
     with Client(server.target, retry=None) as client:
         full_batch(client)
         needed_seconds = full_batch(client)
@@ -44,12 +46,13 @@ def test_a_deadline_is_kept_and_its_lanes_are_free(server: ServerProcess, figure
             late_seconds = time.monotonic() - begin - seconds
             server.until(lambda samples: active(samples) == 0)
             freed_seconds = time.monotonic() - begin - seconds
-            assert late_seconds < 0.05
-            assert freed_seconds < 0.05 + 2 * step_seconds + 0.05, "scrapes take time as well"
+            assert late_seconds < 0.05 * patience
+            # A scrape, which is how we see it, takes time as well.
+            assert freed_seconds < (0.05 + 2 * step_seconds + 0.05) * patience
             figure(f"{caught.value.code} after {name}, seconds late", late_seconds, "< 0.05")
             figure(f"lanes free after {name}, seconds late", freed_seconds,
                    f"< 0.05 + 2 engine steps of {step_seconds:.3f}")  # fmt: skip
-        taken_seconds = full_batch(client, timeout_seconds=1.5 * needed_seconds + 0.05)
+        taken_seconds = full_batch(client, timeout_seconds=1.5 * needed_seconds * patience)
         figure("OK within 1.5 x the needed time, x", taken_seconds / needed_seconds, "< 1.5")
 
 

@@ -95,7 +95,7 @@ def until_answering(condition: Callable[[], bool]) -> None:
 
 
 def test_an_engine_that_dies_for_good_is_not_ready_within_a_second_and_ends_the_process(
-    figure: Record,
+    figure: Record, patience: float
 ) -> None:
     with (
         running_server(MNIST, flags=FLAGS, program=PROGRAM) as server,
@@ -113,18 +113,12 @@ def test_an_engine_that_dies_for_good_is_not_ready_within_a_second_and_ends_the_
         seconds = watch.seconds_until(STATUS.NOT_SERVING, begin)
         assert server.exit_code(60) == 1
     figure("seconds from the fourth death of an engine to NOT_SERVING", seconds, "< 1")
-    assert seconds < 1
+    assert seconds < 1 * patience
 
 
-@pytest.mark.parametrize(
-    "to_its_end",
-    [
-        pytest.param(False, id="short"),
-        pytest.param(True, id="full", marks=[pytest.mark.fault, pytest.mark.timeout(200)]),
-    ],
-)
+@pytest.mark.timeout(200)
 def test_an_engine_that_hangs_is_not_ready_within_a_second_and_ends_the_process(
-    figure: Record, to_its_end: bool
+    figure: Record, patience: float
 ) -> None:
     with (
         running_server(MNIST, flags=FLAGS, program=PROGRAM) as server,
@@ -139,13 +133,13 @@ def test_an_engine_that_hangs_is_not_ready_within_a_second_and_ends_the_process(
         seconds = watch.seconds_until(STATUS.NOT_SERVING, begin)
         with pytest.raises(UnavailableError):
             client.generate(1)
-        if to_its_end:
+        if patience == 1.0:  # the rest takes half a minute
             with pytest.raises(UnavailableError):
                 list(events)
             assert server.exit_code(60) == 1
             figure("seconds from a hang to exit code 1", time.monotonic() - begin, "< 60")
     figure("seconds from an engine that hangs to NOT_SERVING", seconds, "< 1")
-    assert seconds < 1
+    assert seconds < 1 * patience
 
 
 def test_a_draining_server_is_alive_and_not_ready(figure: Record) -> None:

@@ -19,7 +19,7 @@ from tests.server_vitals import Vitals, vitals
 PROGRAM = (str(Path(faulty_server.__file__)),)
 FLAGS = ("--provider", "cpu", "--max-lanes", "32")
 CALLERS = 8
-FULL = pytest.param(120, 600, 1.0, marks=[pytest.mark.fault, pytest.mark.timeout(900)], id="full")
+FULL = pytest.param(60, 540, 1.0, marks=[pytest.mark.fault, pytest.mark.timeout(900)], id="full")
 # In seconds, what an allocator keeps for itself is more than what a leak would be.
 SHORT = pytest.param(1, 3, 30.0, id="short")
 

@@ -62,7 +62,7 @@ async def test_what_was_accepted_is_finished_and_clients_notice_nothing(
     figure("seconds from SIGTERM to exit code 0", seconds, "-")
 
 
-async def test_a_second_signal_exits_at_once(figure: Record) -> None:
+async def test_a_second_signal_exits_at_once(figure: Record, patience: float) -> None:
     with running_server(MNIST, flags=FLAGS) as server:
         async with AsyncClient(server.target, retry=None) as client:
             running = asyncio.create_task(client.generate(0, 16, num_steps=1000))
@@ -73,7 +73,7 @@ async def test_a_second_signal_exits_at_once(figure: Record) -> None:
             server.signal(signal.SIGTERM)
             assert await asyncio.to_thread(server.exit_code) == 128 + signal.SIGTERM
             seconds = time.monotonic() - begin
-            with pytest.raises(Exception, match="no server answers"):
+            with pytest.raises(Exception, match="closed the connection|no server answers"):
                 await running
     figure("seconds from the second signal to the exit", seconds, "< 1")
-    assert seconds < 1
+    assert seconds < 1 * patience

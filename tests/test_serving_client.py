@@ -253,6 +253,7 @@ async def test_closing_ends_what_runs_in_asyncio_without_cancelling_the_task(
 
 async def test_a_cancelled_task_is_cancelled_and_its_call_too(server: ServerProcess) -> None:
     async with AsyncClient(server.target) as client:
+        server.until_idle()
         cancelled = server.finished("Generate", "CANCELLED")
         running = asyncio.create_task(client.generate(0, 50, num_steps=1000))
         while server.metric("diffusion_lanes_in_use", model="tiny") == 0:

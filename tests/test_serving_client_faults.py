@@ -400,10 +400,14 @@ def test_tls_with_the_certificates_of_both_sides(make_client: MakeClient, tmp_pa
         with make_client(server.target, tls=known) as client:
             assert len(client.generate(0, 2).images) == 2
             assert client.health() == "SERVING"
-        for wrong in (Tls(theirs.cert_file), Tls(ours.cert_file), None):
+        for wrong, said in (
+            (Tls(theirs.cert_file), "closed the connection.*certificate"),
+            (Tls(ours.cert_file), "no TLS connection"),
+            (None, "closed the connection.*TLS"),
+        ):
             with (
                 make_client(server.target, tls=wrong, retry=None) as client,
-                pytest.raises(UnavailableError),
+                pytest.raises(UnavailableError, match=said),
             ):
                 client.generate(0, timeout_seconds=5)
     assert len(server.requests) == 1

@@ -134,10 +134,7 @@ def from_rpc_error(error: grpc.RpcError, target: str) -> ClientError:
         else:
             answered = True
     if code == "UNAVAILABLE" and not answered:
-        message = f"no server answers at {target}; start one with: python -m serving"
-        port = target.rpartition(":")[2]
-        if port.isdigit() and port != "50051":
-            message += f" --port {port}"
+        message = _no_answer(message, target)
     elif code == "DEADLINE_EXCEEDED":
         message = str(deadline_exceeded(target))
     elif code == "UNIMPLEMENTED":
@@ -150,6 +147,23 @@ def from_rpc_error(error: grpc.RpcError, target: str) -> ClientError:
         retry_after_seconds,
         request_id if isinstance(request_id, str) else None,
     )
+
+
+def _no_answer(reason: str, target: str) -> str:
+    """What UNAVAILABLE means if it is gRPC that says so, and not a server."""
+    if "handshake" in reason:
+        return (
+            f"no TLS connection to {target}: one side does not trust the other's certificate,"
+            " or speaks no TLS"
+        )
+    if any(words in reason for words in ("Socket closed", "Connection reset", "Broken pipe")):
+        return (
+            f"{target} closed the connection: the server has stopped, or it asks for TLS"
+            " or for a certificate"
+        )
+    port = target.rpartition(":")[2]
+    flag = f" --port {port}" if port.isdigit() and port != "50051" else ""
+    return f"no server answers at {target}; start one with: python -m serving{flag}"
 
 
 def _details(status: str | bytes | None) -> list[Message]:

@@ -9,7 +9,7 @@ from typing import Any, TypeVar
 import click
 
 from serving.client.connection import DEFAULT_TARGET, Tls, split_targets
-from serving.client.retry import RetryPolicy
+from serving.client.retry import DEFAULT_RETRY, RetryPolicy
 from serving.client.sync_client import Client
 
 _CommandT = TypeVar("_CommandT", bound=Callable[..., Any])
@@ -86,7 +86,7 @@ def connection_options(timeout_seconds: float) -> Callable[[_CommandT], _Command
         click.option(
             "--max-attempts",
             type=click.IntRange(1),
-            default=RetryPolicy().max_attempts,
+            default=DEFAULT_RETRY.max_attempts,
             show_default=True,
             help="How often a call is tried while the server is busy or away.",
         ),

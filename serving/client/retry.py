@@ -56,6 +56,9 @@ class RetryPolicy:
         return min(self.max_backoff_seconds, grown)
 
 
+DEFAULT_RETRY = RetryPolicy()
+
+
 class Rotation:
     """Takes the targets in turn, passing over those that could not be reached lately.
 

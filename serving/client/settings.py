@@ -1,12 +1,13 @@
 """What a client is told once and uses for every call; the same for both clients."""
 
+import time
 from dataclasses import dataclass
 
 from serving.client.connection import Metadata, call_metadata, split_targets
 from serving.client.retry import Attempts, RetryPolicy, Rotation
 
 HEALTH_POLL_SECONDS = 0.1
-HEALTH_CHECK_SECONDS = 5.0
+_HEALTH_CHECK_SECONDS = 5.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,3 +47,9 @@ class Settings:
         seconds = self.timeout_seconds if timeout_seconds is None else timeout_seconds
         policy = RetryPolicy(max_attempts=len(self.rotation.targets))
         return Attempts(self.rotation, policy, seconds)
+
+
+def health_check_seconds(end_seconds: float) -> float:
+    """Returns how long one question of a wait that ends then may take; above 0."""
+    left = end_seconds - time.monotonic()
+    return min(_HEALTH_CHECK_SECONDS, max(left, HEALTH_POLL_SECONDS))

@@ -15,8 +15,8 @@ from serving.client.errors import ClientError, DeadlineExceededError, Unavailabl
 from serving.client.requests import RequestOptions, build_request
 from serving.client.results import Catalog, Generation
 from serving.client.resumption import Resumption
-from serving.client.retry import Attempts, RetryPolicy
-from serving.client.settings import HEALTH_CHECK_SECONDS, HEALTH_POLL_SECONDS, Settings
+from serving.client.retry import DEFAULT_RETRY, Attempts, RetryPolicy
+from serving.client.settings import HEALTH_POLL_SECONDS, Settings, health_check_seconds
 from serving.client.streams import ImageStream
 from simple_diffusion.v1 import diffusion_pb2 as pb
 from simple_diffusion.v1.diffusion_pb2_grpc import DiffusionServiceStub
@@ -60,7 +60,7 @@ class Client:
         target: str = DEFAULT_TARGET,
         *,
         timeout_seconds: float = 300.0,
-        retry: RetryPolicy | None = RetryPolicy(),  # noqa: B008  (immutable)
+        retry: RetryPolicy | None = DEFAULT_RETRY,
         wait_for_ready: bool = False,
         tls: Tls | None = None,
         token: str | None = None,
@@ -172,7 +172,7 @@ class Client:
         while True:
             failure: ClientError = errors.not_ready(self._settings.target)
             try:
-                if self.health(timeout_seconds=HEALTH_CHECK_SECONDS) == "SERVING":
+                if self.health(timeout_seconds=health_check_seconds(end_seconds)) == "SERVING":
                     return
             except (UnavailableError, DeadlineExceededError) as unreachable:
                 failure = unreachable
