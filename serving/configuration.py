@@ -34,6 +34,11 @@ class ServerConfig:
         name="model",
         multiple=True,
     )
+    watch_models: bool = flag(
+        False,
+        "Load a bundle again when its files change, as SIGHUP does for all of them. Requests in"
+        " flight finish on the old one; a bad bundle leaves it serving.",
+    )
     host: str = flag(
         "127.0.0.1",
         "Address to listen on; 0.0.0.0 for every interface. Without --auth-tokens-file or"

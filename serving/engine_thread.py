@@ -35,6 +35,22 @@ class Handle:
 
     model: str
     request_id: int
+    engine: Engine
+
+
+@dataclass(slots=True, eq=False)
+class _Seat:
+    """An engine at the table, and what it has had of the thread.
+
+    Attributes:
+        spent_seconds: of its steps; more where it was without work, so that it cannot save up.
+        had_work: when it was last looked at.
+    """
+
+    model: str
+    engine: Engine
+    spent_seconds: float = 0.0
+    had_work: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,9 +76,10 @@ class _Cancellation:
 class EngineThread:
     """Runs engines, one per model, on one thread. Every method is safe from any thread.
 
-    The engines with work are stepped in turn, one step each. Every request that submit() accepted
-    gets exactly one Sink.done(), on the engine's thread: also if a step raises (NETWORK_FAILED)
-    or the thread is stopped (CANCELLED).
+    Of the engines with work the one steps next that has had the least of the thread's time, so that
+    models share it equally whatever their steps cost. Every request that submit() accepted gets
+    exactly one Sink.done(), on the engine's thread: also if a step raises (NETWORK_FAILED) or the
+    thread is stopped (CANCELLED).
 
     A step that raises (a network that does is not that: see Engine.step) costs the requests of its
     engine, which then starts anew; those that are on their way to it, and the other engines, go on.
@@ -88,7 +105,8 @@ class EngineThread:
             clock: seconds, for ages.
         """
         self._engines = dict(engines)
-        self._turns = deque(self._engines)
+        self._seats = [_Seat(model, engine) for model, engine in self._engines.items()]
+        self._now_served_seconds = 0.0  # what the engine had spent whose turn came last
         self._on_step = on_step
         self._on_restart = on_restart
         self._max_restarts = max_restarts
@@ -105,7 +123,7 @@ class EngineThread:
 
     @property
     def engines(self) -> Mapping[str, Engine]:
-        """The engines by model name, for check() and statistics()."""
+        """The engines by model name that take new requests."""
         return self._engines
 
     @property
@@ -131,13 +149,19 @@ class EngineThread:
                 raise EngineUnavailable(self._refusal)
             ticket = engine.reserve(spec)
             self._post(_Submission(engine, ticket, spec, sink))
-        return Handle(model, ticket.request_id)
+        return Handle(model, ticket.request_id, engine)
 
     def cancel(self, handle: Handle) -> None:
         """Ends a request before the next engine step. Idempotent; done() still comes."""
         with self._condition:
             if not self._ended:
-                self._post(_Cancellation(self._engines[handle.model], handle.request_id))
+                self._post(_Cancellation(handle.engine, handle.request_id))
+
+    def replace(self, model: str, engine: Engine) -> None:
+        """Gives a model another engine. What the one before has accepted is finished there."""
+        with self._condition:
+            self._engines = {**self._engines, model: engine}
+            self._seats = [*self._seats, _Seat(model, engine)]
 
     def last_step_age_seconds(self) -> float:
         """Seconds since the last sign of life while there is work; 0 while there is none."""
@@ -200,8 +224,9 @@ class EngineThread:
     def _take_messages(self) -> bool:
         """Waits for work and applies the messages; False when the thread is to end."""
         with self._condition:
-            self._idle = not any(engine.has_work for engine in self._engines.values())
+            self._idle = not any(seat.engine.has_work for seat in self._seats)
             while self._idle and not self._inbox and not self._stopping:
+                self._dismiss_replaced()
                 self._condition.notify_all()  # whoever waits in drain()
                 self._condition.wait()
             if self._stopping:
@@ -212,25 +237,48 @@ class EngineThread:
             while self._inbox:
                 self._inbox[0].apply()
                 self._inbox.popleft()
+            self._dismiss_replaced()
         return True
 
-    def _step_next(self) -> None:
-        """One step of the engine with work whose turn it is."""
-        for _ in range(len(self._turns)):
-            name = self._turns[0]
-            self._turns.rotate(-1)
-            if self._engines[name].has_work:
-                try:
-                    stats = self._engines[name].step()
-                except Exception as error:  # noqa: BLE001  (logged there, or raised again)
-                    self._restart(name, error)
-                else:
-                    if stats is not None and self._on_step is not None:
-                        _call(self._on_step, name, stats)
-                self._beat_seconds = self._clock()
-                return
+    def _dismiss_replaced(self) -> None:
+        """Lets go of engines that were replaced and are done; nothing is on its way to them."""
+        self._seats = [
+            seat
+            for seat in self._seats
+            if seat.engine.has_work or self._engines[seat.model] is seat.engine
+        ]
 
-    def _restart(self, name: str, error: Exception) -> None:
+    def _step_next(self) -> None:
+        """One step of the engine whose turn it is."""
+        seat = self._next_seat()
+        if seat is None:
+            return
+        begin = self._clock()
+        try:
+            stats = seat.engine.step()
+        except Exception as error:  # noqa: BLE001  (logged there, or raised again)
+            self._restart(seat, error)
+        else:
+            if stats is not None and self._on_step is not None:
+                _call(self._on_step, seat.model, stats)
+        self._beat_seconds = self._clock()
+        seat.spent_seconds += self._beat_seconds - begin
+
+    def _next_seat(self) -> _Seat | None:
+        """The one with the least time of those with work (start-time fair queueing)."""
+        chosen: _Seat | None = None
+        for seat in self._seats:
+            has_work = seat.engine.has_work
+            if has_work and not seat.had_work:
+                seat.spent_seconds = max(seat.spent_seconds, self._now_served_seconds)
+            seat.had_work = has_work
+            if has_work and (chosen is None or seat.spent_seconds < chosen.spent_seconds):
+                chosen = seat
+        if chosen is not None:
+            self._now_served_seconds = chosen.spent_seconds
+        return chosen
+
+    def _restart(self, seat: _Seat, error: Exception) -> None:
         """Starts an engine anew whose step has raised, unless that has happened too often."""
         now = self._clock()
         while self._restarts and now - self._restarts[0] > RESTART_WINDOW_SECONDS:
@@ -238,11 +286,11 @@ class EngineThread:
         if len(self._restarts) >= self._max_restarts:
             raise error
         self._restarts.append(now)
-        logger.error("the engine of %s broke and starts anew", name, exc_info=error)
+        logger.error("the engine of %s broke and starts anew", seat.model, exc_info=error)
         if self._on_restart is not None:
-            _call(self._on_restart, name)
+            _call(self._on_restart, seat.model)
         detail = f"the engine broke: {type(error).__name__}"
-        self._engines[name].end_all(Outcome.NETWORK_FAILED, detail)
+        seat.engine.end_all(Outcome.NETWORK_FAILED, detail)
 
     def _end_all(self, outcome: Outcome, detail: str) -> None:
         """Says done() to every request that is left, and refuses new ones from now on."""
@@ -251,11 +299,11 @@ class EngineThread:
             self._ended = True
             left = [message for message in self._inbox if isinstance(message, _Submission)]
             self._inbox.clear()
-        for name, engine in self._engines.items():
+        for seat in self._seats:
             try:
-                engine.end_all(outcome, detail)
+                seat.engine.end_all(outcome, detail)
             except Exception:  # an engine whose step raised may be in any state
-                logger.exception("ending the requests of %s", name)
+                logger.exception("ending the requests of %s", seat.model)
         for message in left:
             self._say_done(message, outcome, detail)
         with self._condition:

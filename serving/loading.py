@@ -60,7 +60,7 @@ def load_models(
     chosen = resolve_provider(provider)
     loaded: dict[str, LoadedModel] = {}
     for path in paths:
-        model = _load(path, chosen, num_threads, settings)
+        model = load_model(path, chosen, num_threads, settings)
         if model.served.name in loaded:
             raise BundleError(
                 f"bundle {str(path)!r}: a model named {model.served.name!r} is loaded already"
@@ -69,9 +69,14 @@ def load_models(
     return list(loaded.values())
 
 
-def _load(
+def load_model(
     path: Path, provider: Provider, num_threads: int | None, settings: EngineSettings
 ) -> LoadedModel:
+    """Loads one bundle, as load_models does.
+
+    Raises:
+        BundleError, ProviderError: as load_models does.
+    """
     bundle = load_bundle(path)
     manifest = bundle.manifest
     network = OnnxNetwork(bundle, provider=provider, num_threads=num_threads)

@@ -94,6 +94,9 @@ class Metrics:
         self._engine_restarts = self._counter(
             "engine_restarts", "Engines that broke and were made anew.", "model"
         )
+        self._model_reloads = self._counter(
+            "model_reloads", "Bundles that were loaded again: ok or failed.", "model", "outcome"
+        )
         self._lanes_in_use = self._gauge("lanes_in_use", "Images being denoised.", "model")
         self._lanes_capacity = self._gauge(
             "lanes_capacity", "Images that can be denoised at once.", "model"
@@ -112,6 +115,7 @@ class Metrics:
         )
         self._ready = self._gauge("ready", "1 while new clients should come here.")
         self._draining = self._gauge("draining", "1 while accepted requests are being finished.")
+        self._loaded: dict[str, tuple[str, str, str]] = {}  # labels of model_info
         self._model_info = self._gauge(
             "model_info", "1 for each loaded model.", "model", "version", "provider"
         )
@@ -164,8 +168,15 @@ class Metrics:
         """Counts an engine that broke."""
         self._engine_restarts.labels(model).inc()
 
+    def model_reloaded(self, model: str, outcome: str) -> None:
+        """Counts a bundle that was loaded again; `outcome` is ok or failed."""
+        self._model_reloads.labels(model, outcome).inc()
+
     def model_loaded(self, model: str, version: str, provider: str, bit_equal: bool) -> None:
-        """Says which model runs on what, and what its self-test found."""
+        """Says which model runs on what, and what its self-test found; replaces what it was."""
+        if (before := self._loaded.get(model)) is not None:
+            self._model_info.remove(*before)
+        self._loaded[model] = (model, version, provider)
         self._model_info.labels(model, version, provider).set(1)
         self._self_test.labels(model).set(int(bit_equal))
 

@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import dataclasses
 import json
 import logging
 import os
@@ -16,16 +17,17 @@ from serving.configuration import ServerConfig
 from serving.engine_thread import EngineThread
 from serving.health import Health, Phase, Readiness
 from serving.http import HttpServer, make_app
-from serving.loading import EngineSettings, LoadedModel, load_models
+from serving.loading import EngineSettings, LoadedModel, load_model, load_models
 from serving.metrics import Metrics
 from serving.reflection import Reflection
+from serving.reloading import Reloader
 from serving.service import SERVICE_NAME, DiffusionService
 from serving.tls import Certificates
 from serving.tokens import Tokens
 from serving.tracing import Tracing
 from serving.watchdog import Watchdog
 
-_SIGNALS = (signal.SIGTERM, signal.SIGINT)
+_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 # How long answers that are on their way may take at the end. Those of requests that were given up
 # get less: among them may be streams that nobody reads.
 _FLUSH_SECONDS = 3.0
@@ -64,6 +66,7 @@ class Server:
         )
         self._stop = asyncio.Event()
         self._stop_signal: signal.Signals | None = None
+        self._reloader: Reloader | None = None
         self._failed = asyncio.Event()
         self._unfinished = False
         self.grpc_port = config.port
@@ -87,16 +90,22 @@ class Server:
                     return 0
                 engine_thread = self._start_engines(loaded)
                 watcher = asyncio.create_task(self._watch(engine_thread))
+                reloading = self._start_reloading(loaded, engine_thread)
                 try:
                     await self._serve()
                     if not engine_thread.alive:  # it may have died while draining
                         self._failed.set()
                 finally:
                     watcher.cancel()
+                    reloading.cancel()
                     await asyncio.to_thread(engine_thread.stop, _ENGINE_STOP_SECONDS)
         return 1 if self._failed.is_set() or self._unfinished else 0
 
     def _on_signal(self, received: signal.Signals) -> None:
+        if received is signal.SIGHUP:
+            if self._reloader is not None:  # else they are being loaded
+                self._reloader.reload_all()
+            return
         if self._stop.is_set():
             # The person or supervisor means it: nothing is flushed, nothing is waited for.
             os._exit(128 + received)
@@ -149,12 +158,7 @@ class Server:
             config.models,
             provider=config.provider,
             num_threads=config.num_threads,
-            settings=EngineSettings(
-                max_lanes=config.max_lanes,
-                max_queued_images=config.max_queued_images,
-                max_queued_requests=config.max_queued_requests,
-                policy=config.scheduling_policy,
-            ),
+            settings=_engine_settings(config),
         )
 
     async def _unless_stopped(self, work: Callable[[], _ResultT]) -> _ResultT | None:
@@ -170,11 +174,7 @@ class Server:
 
     def _start_engines(self, loaded: list[LoadedModel]) -> EngineThread:
         for model in loaded:
-            name = model.served.name
-            self._metrics.model_loaded(
-                name, model.served.version, model.provider, model.report.bit_equal
-            )
-            self._metrics.watch_engine(name, model.engine.statistics)
+            self._publish(model)
         engine_thread = EngineThread(
             {model.served.name: model.engine for model in loaded},
             on_step=self._metrics.engine_stepped,
@@ -184,6 +184,34 @@ class Server:
         engine_thread.start()
         self._service.attach([model.served for model in loaded], engine_thread)
         return engine_thread
+
+    def _publish(self, model: LoadedModel) -> None:
+        name, bit_equal = model.served.name, model.report.bit_equal
+        self._metrics.model_loaded(name, model.served.version, model.provider, bit_equal)
+        self._metrics.watch_engine(name, model.engine.statistics)
+
+    def _start_reloading(
+        self, loaded: list[LoadedModel], engine_thread: EngineThread
+    ) -> "asyncio.Task[None]":
+        config = self._config
+
+        async def load(path: Path, before: LoadedModel) -> LoadedModel:
+            # What the engine before has measured is worth more than a measurement beside it.
+            lanes = before.engine.statistics().lanes_capacity
+            settings = dataclasses.replace(_engine_settings(config), max_lanes=lanes)
+            return await _on_daemon_thread(
+                lambda: load_model(path, before.provider, config.num_threads, settings)
+            )
+
+        def install(model: LoadedModel) -> None:
+            # In one go on the event loop: no request sees the one without the other.
+            engine_thread.replace(model.served.name, model.engine)
+            self._service.replace(model.served)
+            self._publish(model)
+
+        models = dict(zip(config.models, loaded, strict=True))
+        self._reloader = Reloader(models, load, install, self._metrics)
+        return asyncio.create_task(self._reloader.run(watch=config.watch_models))
 
     async def _watch(self, engine_thread: EngineThread) -> None:
         reason = await Watchdog(engine_thread, self._readiness).watch()
@@ -252,6 +280,15 @@ def _tracing(config: ServerConfig) -> Tracing | None:
     if config.tracing_endpoint is None:
         return None
     return tracing.start(config.tracing_endpoint, config.tracing_sample_ratio, SERVICE_NAME)
+
+
+def _engine_settings(config: ServerConfig) -> EngineSettings:
+    return EngineSettings(
+        max_lanes=config.max_lanes,
+        max_queued_images=config.max_queued_images,
+        max_queued_requests=config.max_queued_requests,
+        policy=config.scheduling_policy,
+    )
 
 
 def _tokens(config: ServerConfig) -> Tokens | None:

@@ -67,6 +67,10 @@ class DiffusionService:
         self._models = {model.name: model for model in models}
         self._engine_thread = engine_thread
 
+    def replace(self, model: ServedModel) -> None:
+        """Serves new requests with another version of a model, in its place."""
+        self._models = {**self._models, model.name: model}
+
     def handler(self) -> "grpc.GenericRpcHandler[bytes, bytes]":
         """Returns what a grpc.aio server is given.
 

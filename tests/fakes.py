@@ -199,6 +199,7 @@ def write_tiny_bundle(
     directory: Path,
     *,
     name: str = "tiny",
+    version: str = "1.0.0",
     image_shape: tuple[int, int, int] = (1, 4, 4),
     label_names: tuple[str, ...] = ("zero", "one", "two"),
     num_train_timesteps: int = 20,
@@ -218,7 +219,7 @@ def write_tiny_bundle(
     channels, height, width = image_shape
     manifest = Manifest(
         name=name,
-        version="1.0.0",
+        version=version,
         label_names=list(label_names),
         null_label=len(label_names),
         image=ImageFormat(channels=channels, height=height, width=width),
@@ -258,11 +259,15 @@ def embedding_graph(
 
 
 def unet_graph(
-    image_shape: tuple[int, int, int], width: int, *, batch: str | int = "batch"
+    image_shape: tuple[int, int, int],
+    width: int,
+    *,
+    batch: str | int = "batch",
+    weights_seed: int = 2,
 ) -> onnx.ModelProto:
     """eps = tanh(conv(x_t) + project(emb))."""
     channels = image_shape[0]
-    generator = np.random.default_rng(2)
+    generator = np.random.default_rng(weights_seed)
     weights = [
         numpy_helper.from_array(generator.normal(size=shape).astype(np.float32), name)
         for name, shape in (("kernel", (channels, channels, 3, 3)), ("into", (width, channels)))

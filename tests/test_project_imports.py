@@ -34,6 +34,7 @@ EDGE = {
     "serving.receiving",
     "serving.reflection",
     "serving.refusal",
+    "serving.reloading",
     "serving.request_id",
     "serving.server",
     "serving.service",

@@ -111,18 +111,83 @@ def test_cancel_ends_a_request_once_however_often_and_late_it_comes() -> None:
     assert sum(9 in batch for batch in network.batches) <= 2  # the one that ran, and one more
 
 
-def test_engines_with_work_take_turns() -> None:
+def shares(costs: dict[str, float], requests: dict[str, int]) -> tuple[list[str], dict[str, float]]:
+    """Whose turn it was, and the seconds of each, with so many seconds a row for each model."""
+    clock = FakeClock()
     turns: list[str] = []
-    names = ("a", "b", "c")
-    thread = EngineThread(
-        {name: Engine(MODEL, FakeNetwork()) for name in names},
-        on_step=lambda name, _stats: turns.append(name),
-    )
-    for name in names[:2]:
-        thread.submit(name, spec(num_steps=5), RecordingSink())
+    seconds = dict.fromkeys(costs, 0.0)
+
+    def observe(name: str, stats: StepStats) -> None:
+        turns.append(name)
+        if len(set(turns[-20:])) > 1:  # while more than one has work
+            seconds[name] += stats.total_seconds
+
+    engines = {
+        name: Engine(MODEL, FakeNetwork(clock, cost), max_lanes=1, clock=clock)
+        for name, cost in costs.items()
+    }
+    thread = EngineThread(engines, on_step=observe, clock=clock)
+    for name, num_steps in requests.items():
+        thread.submit(name, spec(num_steps=num_steps), RecordingSink())
     with running(thread):
         assert thread.drain(PATIENCE_SECONDS)
+    return turns, seconds
+
+
+def test_engines_with_work_take_turns() -> None:
+    turns, _ = shares({"a": 0.125, "b": 0.125, "c": 0.125}, {"a": 5, "b": 5})
     assert turns == ["a", "b"] * 5
+
+
+def test_models_share_the_time_equally_whatever_their_steps_cost() -> None:
+    turns, seconds = shares({"quick": 0.125, "slow": 0.5}, {"quick": 40, "slow": 10})
+    assert seconds["quick"] == pytest.approx(seconds["slow"], abs=0.5)
+    assert turns.index("slow") < 4
+    for first in range(0, 40, 10):
+        assert turns[first : first + 10].count("slow") in (1, 2, 3)
+
+
+def test_a_model_cannot_save_up_time_by_having_no_work() -> None:
+    clock, turns = FakeClock(), []
+    engines = {name: Engine(MODEL, FakeNetwork(clock, 0.125), clock=clock) for name in "ab"}
+    late = RecordingSink()
+
+    def observe(name: str, _stats: StepStats) -> None:
+        turns.append(name)
+        if len(turns) == 20:  # b has had nothing to do until now
+            thread.submit("b", spec(num_steps=20), late)
+
+    thread = EngineThread(engines, on_step=observe, clock=clock)
+    thread.submit("a", spec(num_steps=40), RecordingSink())
+    with running(thread):
+        assert thread.drain(PATIENCE_SECONDS)
+    assert turns[:20] == ["a"] * 20
+    assert turns[20:60].count("a") == 20
+    assert max(len(run) for run in "".join(turns[20:]).split("a")) <= 2, "it caught up"
+
+
+def test_a_replaced_engine_finishes_what_it_has_accepted_and_takes_nothing_new() -> None:
+    gate, stepping = threading.Event(), threading.Event()
+    old_network = FakeNetwork(gate=gate, on_call=lambda _call: stepping.set())
+    new_network = FakeNetwork()
+    old, new = (Engine(MODEL, network, max_lanes=8) for network in (old_network, new_network))
+    thread = EngineThread({"fake": old})
+    sinks = [RecordingSink() for _ in range(4)]
+    with running(thread):
+        thread.submit("fake", spec(label=1, num_steps=5), sinks[0])
+        until(stepping)
+        thread.submit("fake", spec(label=1, num_steps=5), sinks[1])
+        cancelled = thread.submit("fake", spec(label=4, num_steps=50), sinks[2])
+        thread.replace("fake", new)
+        thread.submit("fake", spec(label=2, num_steps=5), sinks[3])
+        thread.cancel(cancelled)
+        gate.set()
+        assert thread.drain(PATIENCE_SECONDS)
+        assert len(thread._seats) == 1, "the old engine is kept"
+    outcomes = [sink.outcome for sink in sinks]
+    assert outcomes == [*[Outcome.FINISHED] * 2, Outcome.CANCELLED, Outcome.FINISHED]
+    assert {label for batch in old_network.batches for label in batch} == {1}
+    assert {label for batch in new_network.batches for label in batch} == {2}
 
 
 def test_every_step_is_reported_and_an_observer_that_raises_stops_nothing() -> None:

@@ -99,6 +99,12 @@ def test_models_are_published_with_what_their_self_test_found() -> None:
     assert samples["diffusion_model_info{model=mnist,provider=cpu,version=1.0.0}"] == 1
     assert samples["diffusion_self_test_bit_equal{model=mnist}"] == 1
     assert samples["diffusion_self_test_bit_equal{model=other}"] == 0
+    metrics.model_loaded("mnist", "1.1.0", "cpu", bit_equal=True)
+    metrics.model_reloaded("mnist", "ok")
+    samples = published(metrics)
+    assert samples["diffusion_model_info{model=mnist,provider=cpu,version=1.1.0}"] == 1
+    assert "diffusion_model_info{model=mnist,provider=cpu,version=1.0.0}" not in samples
+    assert samples["diffusion_model_reloads_total{model=mnist,outcome=ok}"] == 1
 
 
 def test_two_servers_in_one_process_do_not_mix() -> None:

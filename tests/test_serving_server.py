@@ -31,7 +31,7 @@ from serving.loading import LoadedModel, load_models
 from serving.server import Server
 from simple_diffusion.v1 import diffusion_pb2 as pb
 from simple_diffusion.v1.diffusion_pb2_grpc import DiffusionServiceStub
-from tests.fakes import write_tiny_bundle
+from tests.fakes import unet_graph, write_tiny_bundle
 from tests.server_process import ServerProcess, environment, run_server, running_server
 
 LONG_STEPS = 250  # with 64 images of the slow bundle: about a second
@@ -391,6 +391,51 @@ def test_settings_that_make_no_sense_are_refused(arguments: tuple[str, ...]) -> 
     ended = CliRunner().invoke(main, arguments)
     assert ended.exit_code == 2
     assert arguments[0] in ended.output
+
+
+# Hot reload
+
+
+def test_sighup_serves_a_new_bundle_while_requests_in_flight_finish_on_the_old_one(
+    tmp_path: Path,
+) -> None:
+    shape, width = (1, 28, 28), 8
+
+    def bundle(version: str, weights_seed: int) -> Path:
+        return write_tiny_bundle(
+            tmp_path / "bundle",
+            version=version,
+            image_shape=shape,
+            num_train_timesteps=LONG_STEPS,
+            unet=unet_graph(shape, width, weights_seed=weights_seed),
+        )
+
+    def draw(caller: Client, count: int = 2) -> Generation:
+        return caller.generate(1, count, seed=3, num_steps=LONG_STEPS)
+
+    with (
+        running_server(bundle("1.0.0", 1)) as server,
+        client(server) as caller,
+        ThreadPoolExecutor() as threads,
+    ):
+        old = draw(caller)
+        in_flight = threads.submit(draw, caller, 64)
+        until(lambda: 'lanes_in_use{model="tiny"} 0.0' not in server.get("/metrics")[1])
+        bundle("2.0.0", 9)
+        server.signal(signal.SIGHUP)
+        until(lambda: "reloaded: tiny 2.0.0 in place of 1.0.0" in server.log)
+        new = draw(caller)
+        assert new.model_version == "2.0.0"
+        assert pixels(new) != pixels(old)
+        assert in_flight.result().model_version == "1.0.0"
+        assert pixels(in_flight.result())[:2] == pixels(old)
+        (tmp_path / "bundle" / "unet.onnx").write_bytes(b"damaged")
+        server.signal(signal.SIGHUP)
+        until(lambda: "not reloaded, tiny 2.0.0 goes on: " in server.log)
+        assert pixels(draw(caller)) == pixels(new)
+        assert 'model_reloads_total{model="tiny",outcome="failed"} 1.0' in server.get("/metrics")[1]
+        server.signal(signal.SIGTERM)
+        assert server.exit_code() == 0
 
 
 # Loading and dying, inside this process
