@@ -8,10 +8,12 @@ import time
 from collections.abc import Callable, Iterator
 from concurrent import futures
 from dataclasses import dataclass, field
+from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
 import grpc
+import trustme
 from grpc_health.v1 import health_pb2
 
 from serving import refusal
@@ -95,6 +97,28 @@ def nobody_listening() -> Iterator[str]:
     with socket.socket() as reserved:
         reserved.bind(("127.0.0.1", 0))
         yield f"127.0.0.1:{reserved.getsockname()[1]}"
+
+
+class Certificates:
+    """Files of a certificate for localhost, its key, and the authority that issued it."""
+
+    def __init__(self, directory: Path) -> None:
+        authority = trustme.CA()
+        issued = authority.issue_cert("localhost", "127.0.0.1")
+        self.ca_file, self.cert_file = directory / "ca.pem", directory / "cert.pem"
+        self.key_file = directory / "key.pem"
+        directory.mkdir(parents=True, exist_ok=True)
+        authority.cert_pem.write_to_path(self.ca_file)
+        issued.cert_chain_pems[0].write_to_path(self.cert_file)
+        issued.private_key_pem.write_to_path(self.key_file)
+
+    def credentials(self, clients: "Certificates | None" = None) -> grpc.ServerCredentials:
+        """What a server needs that shows this certificate, and maybe asks for one."""
+        return grpc.ssl_server_credentials(
+            [(self.key_file.read_bytes(), self.cert_file.read_bytes())],
+            root_certificates=None if clients is None else clients.ca_file.read_bytes(),
+            require_client_auth=clients is not None,
+        )
 
 
 # Servers that do as they are told

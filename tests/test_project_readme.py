@@ -4,8 +4,11 @@ import re
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
+
+from tests.server_process import ServerProcess
 
 PAGES = (
     "README.md",
@@ -89,3 +92,16 @@ def test_every_module_that_the_architecture_page_names_exists(repository: Path) 
         owner = path.parent.with_suffix(".py")
         is_member = owner.is_file() and path.name in owner.read_text()
         assert is_module or is_member, module
+
+
+def test_the_python_that_the_readme_gives_runs(
+    repository: Path, mnist_server: ServerProcess, capsys: pytest.CaptureFixture[str]
+) -> None:
+    [program] = re.findall(
+        r"```python\n(.*?)```", (repository / "README.md").read_text(), re.DOTALL
+    )
+    names: dict[str, Any] = {}
+    exec(program.replace("127.0.0.1:50051", mnist_server.target), names)
+    assert names["pixels"].shape == (28, 28, 1)
+    indices = {int(line.split()[0]) for line in capsys.readouterr().out.splitlines()}
+    assert indices == set(range(100)), "every image, and previews of some"

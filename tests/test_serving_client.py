@@ -8,6 +8,7 @@ import inspect
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from typing import Any
 
 import grpc
@@ -26,10 +27,12 @@ from serving.client import (
     InvalidArgumentError,
     NotFoundError,
     Preview,
+    Tls,
+    UnauthenticatedError,
     UnavailableError,
     errors,
 )
-from tests.client_harness import BlockingClient, nobody_listening
+from tests.client_harness import BlockingClient, Certificates, nobody_listening
 from tests.fakes import write_tiny_bundle
 from tests.server_process import ServerProcess, running_server
 
@@ -207,6 +210,33 @@ def test_waiting_for_a_server_that_never_comes_ends(make_client: MakeClient) -> 
     ):
         client.wait_ready(0.5)
     assert time.monotonic() - begin < 10
+
+
+# TLS and tokens
+
+
+def test_tls_a_certificate_of_its_own_and_a_token_are_what_a_server_asks_for(
+    make_client: MakeClient, tmp_path: Path
+) -> None:
+    ours, theirs = (Certificates(tmp_path / name) for name in ("client", "server"))
+    tokens = tmp_path / "tokens"
+    tokens.write_text("a-token-of-many-letters\n")
+    flags = (
+        "--tls-cert", str(theirs.cert_file), "--tls-key", str(theirs.key_file),
+        "--tls-client-ca", str(ours.ca_file), "--auth-tokens-file", str(tokens),
+    )  # fmt: skip
+    tls = Tls(theirs.ca_file, ours.cert_file, ours.key_file)
+    with running_server(write_tiny_bundle(tmp_path / "tiny"), flags=flags) as server:
+        with make_client(server.target, tls=tls, token="a-token-of-many-letters") as client:
+            assert len(client.generate(0, 2).images) == len(list(client.stream(0, 2))) == 2
+            assert client.models().models[0].name == "tiny"
+            assert client.health() == "SERVING"
+        with (
+            make_client(server.target, tls=tls) as client,
+            pytest.raises(UnauthenticatedError) as caught,
+        ):
+            client.generate(0)
+        assert caught.value.request_id
 
 
 # Closing

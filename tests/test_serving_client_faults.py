@@ -30,9 +30,9 @@ from serving.client import (
     UnimplementedError,
 )
 from simple_diffusion.v1 import diffusion_pb2 as pb
-from tests.certificates import make_certificate
 from tests.client_harness import (
     BlockingClient,
+    Certificates,
     Context,
     ScriptedServer,
     accept,
@@ -389,20 +389,16 @@ def test_a_token_goes_with_every_call_and_a_wrong_one_is_said(make_client: MakeC
 
 
 def test_tls_with_the_certificates_of_both_sides(make_client: MakeClient, tmp_path: Path) -> None:
-    ours, theirs = (make_certificate(tmp_path, name) for name in ("client", "server"))
-    credentials = grpc.ssl_server_credentials(
-        [(theirs.key_file.read_bytes(), theirs.cert_file.read_bytes())],
-        root_certificates=ours.cert_file.read_bytes(),
-        require_client_auth=True,
-    )
+    ours, theirs = (Certificates(tmp_path / name) for name in ("client", "server"))
+    credentials = theirs.credentials(clients=ours)
     with ScriptedServer([accept]).running(credentials=credentials) as server:
-        known = Tls(theirs.cert_file, ours.cert_file, ours.key_file)
+        known = Tls(theirs.ca_file, ours.cert_file, ours.key_file)
         with make_client(server.target, tls=known) as client:
             assert len(client.generate(0, 2).images) == 2
             assert client.health() == "SERVING"
         for wrong, said in (
-            (Tls(theirs.cert_file), "closed the connection.*certificate"),
-            (Tls(ours.cert_file), "no TLS connection"),
+            (Tls(theirs.ca_file), "closed the connection.*certificate"),
+            (Tls(ours.ca_file), "no TLS connection"),
             (None, "closed the connection.*TLS"),
         ):
             with (

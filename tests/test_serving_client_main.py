@@ -5,7 +5,6 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
-import grpc
 import numpy as np
 import pytest
 from click.testing import CliRunner, Result
@@ -14,8 +13,7 @@ from serving import refusal
 from serving.client import Client
 from serving.client.__main__ import main
 from serving.images import decode_png, grid
-from tests.certificates import make_certificate
-from tests.client_harness import ScriptedServer, accept, nobody_listening, refuse
+from tests.client_harness import Certificates, ScriptedServer, accept, nobody_listening, refuse
 from tests.fakes import write_tiny_bundle
 from tests.server_process import ServerProcess, environment, running_server
 
@@ -172,14 +170,11 @@ def test_health_of_several_servers_names_each_and_asks_for_all(server: ServerPro
 
 
 def test_tls_and_a_token_are_flags(tmp_path: Path) -> None:
-    theirs = make_certificate(tmp_path, "server")
+    theirs = Certificates(tmp_path)
     token_file = tmp_path / "token"
     token_file.write_text("s3cret\n")
-    credentials = grpc.ssl_server_credentials(
-        [(theirs.key_file.read_bytes(), theirs.cert_file.read_bytes())]
-    )
-    flags = ("--tls-ca", theirs.cert_file, "--token-file", token_file)
-    with ScriptedServer([accept]).running(credentials=credentials) as server:
+    flags = ("--tls-ca", theirs.ca_file, "--token-file", token_file)
+    with ScriptedServer([accept]).running(credentials=theirs.credentials()) as server:
         asked = ("generate", "--label", 0, "--output", tmp_path / "x.png")
         assert run(server.target, *asked, *flags).exit_code == 0
         assert run(server.target, *asked, "--max-attempts", 1).exit_code == 1
