@@ -49,7 +49,10 @@ async def serve(config: ServerConfig) -> int:
     try:
         return await Server(config).run()
     except (PortError, TlsError, TokensError, TracingError, BundleError, ProviderError) as error:
-        click.echo(f"error: {error}", err=True)
+        if config.log_format == "json":
+            _log.critical("%s", error)
+        else:
+            click.echo(f"error: {error}", err=True)
         return 1
 
 

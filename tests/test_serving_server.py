@@ -330,6 +330,17 @@ def test_two_servers_never_share_a_port(tiny: Path) -> None:
     assert "--port" in line
 
 
+def test_the_reason_is_an_object_in_a_json_log(tmp_path: Path) -> None:
+    ended = run_server(
+        "--model", str(tmp_path / "nothing"), "--port", "0", "--http-port", "0",
+        "--log-format", "json",
+    )  # fmt: skip
+    assert ended.returncode == 1
+    last = [json.loads(line) for line in ended.stderr.splitlines()][-1]
+    assert last["level"] == "CRITICAL"
+    assert "no such directory" in last["message"]
+
+
 async def refused(capfd: pytest.CaptureFixture[str], *models: Path, **settings: Any) -> str:
     """The one line of a server that does not start."""
     config = ServerConfig(
