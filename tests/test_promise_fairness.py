@@ -14,7 +14,7 @@ LARGEST = 1024
 SMALL_CLIENTS = 10
 PAUSE_SECONDS = 0.5  # between the requests of a small client
 FULL = pytest.param(40, 3.0, 0.8, marks=[pytest.mark.fault, pytest.mark.timeout(300)], id="full")
-SHORT = pytest.param(4, 12.0, 0.3, id="short")
+SHORT = pytest.param(4, 15.0, 0.2, id="short")
 
 
 async def small(client: AsyncClient, number: int, end_seconds: float) -> list[float]:
