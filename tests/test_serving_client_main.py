@@ -191,7 +191,7 @@ def test_attempts_and_the_time_for_them_are_flags(tmp_path: Path) -> None:
         assert ended.stderr == "error: this server is starting; try again later, or another one\n"
         assert len(server.requests) == 2
     with ScriptedServer([starting, starting, accept]).running() as server:
-        flags = ("--wait-for-ready", "--timeout-seconds", 20, "--max-attempts", 2)
+        flags = ("--wait-for-ready", "--timeout-seconds", 20, "--max-attempts", 1)
         assert run(server.target, *asked, *flags).exit_code == 0
         assert len(server.requests) == 3
 

@@ -57,7 +57,6 @@ def main() -> None:
 
 
 @main.command()
-@connection_options(_GENERATE_SECONDS)
 @click.option(
     "--label",
     "labels",
@@ -106,6 +105,7 @@ def main() -> None:
     show_default=True,
     help="Index of the first image under the seed: continues an earlier request.",
 )
+@connection_options(_GENERATE_SECONDS)
 @_one_line_errors
 def generate(
     *,
@@ -181,7 +181,6 @@ def _write(path: Path, content: bytes) -> None:
 
 
 @main.command()
-@connection_options(_QUESTION_SECONDS)
 @click.option(
     "--wait-seconds",
     type=click.FloatRange(0),
@@ -189,6 +188,7 @@ def _write(path: Path, content: bytes) -> None:
     show_default=True,
     help="Wait this long for the server to become ready.",
 )
+@connection_options(_QUESTION_SECONDS)
 @_one_line_errors
 def health(connection: Connection, wait_seconds: float) -> None:
     """Says whether the server is alive and ready; exit code 0 only if it (each of them) is."""

@@ -42,12 +42,11 @@ class Connection:
         Raises:
             click.UsageError: if the flags do not fit together.
         """
-        retry = RetryPolicy(max_attempts=self.max_attempts) if self.max_attempts > 1 else None
         try:
             return Client(
                 target or self.target,
                 timeout_seconds=self.timeout_seconds,
-                retry=retry,
+                retry=RetryPolicy(max_attempts=self.max_attempts),
                 wait_for_ready=self.wait_for_ready,
                 tls=self._tls(),
                 token=self._token(),
