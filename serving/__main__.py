@@ -7,6 +7,7 @@ if __name__ == "__main__":
     # The imports below take a second, in which Python would answer Ctrl-C with a traceback.
     for _early in (signal.SIGINT, signal.SIGTERM):
         signal.signal(_early, lambda *_: os._exit(0))
+    signal.signal(signal.SIGHUP, signal.SIG_IGN)  # nothing is there yet that could be reloaded
     # gRPC's core reads this when it is imported. It writes lines of its own past Python's logging,
     # some of them for whatever a client sends that it does not like.
     os.environ.setdefault("GRPC_VERBOSITY", "NONE")

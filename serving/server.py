@@ -3,40 +3,30 @@
 import asyncio
 import contextlib
 import dataclasses
-import json
 import logging
 import os
 import signal
-import threading
 from collections.abc import AsyncIterator, Callable, Iterator
 from pathlib import Path
-from typing import TypeVar, cast
 
-from serving import health, listening, tracing
+from serving import listening, tracing
+from serving.background import first, on_daemon_thread, unless
 from serving.configuration import ServerConfig
 from serving.engine_thread import EngineThread
-from serving.health import Health, Phase, Readiness
-from serving.http import HttpServer, make_app
+from serving.health import Phase, Readiness
 from serving.loading import EngineSettings, LoadedModel, load_model, load_models
 from serving.metrics import Metrics
-from serving.reflection import Reflection
+from serving.ports import Ports
 from serving.reloading import Reloader
 from serving.service import SERVICE_NAME, DiffusionService
-from serving.tls import Certificates
 from serving.tokens import Tokens
 from serving.tracing import Tracing
 from serving.watchdog import Watchdog
 
 _SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
-# How long answers that are on their way may take at the end. Those of requests that were given up
-# get less: among them may be streams that nobody reads.
-_FLUSH_SECONDS = 3.0
-_ABANDONED_FLUSH_SECONDS = 0.5
 _ENGINE_STOP_SECONDS = 5.0
 
 _log = logging.getLogger(__name__)
-
-_ResultT = TypeVar("_ResultT")
 
 
 class Server:
@@ -46,8 +36,7 @@ class Server:
         TokensError, TracingError: one line; the server cannot start.
 
     Attributes:
-        grpc_port: the real port, once it is open.
-        http_port: the real port, once it is open.
+        ports: where it is reached.
     """
 
     def __init__(self, config: ServerConfig) -> None:
@@ -69,8 +58,7 @@ class Server:
         self._reloader: Reloader | None = None
         self._failed = asyncio.Event()
         self._unfinished = False
-        self.grpc_port = config.port
-        self.http_port = config.http_port
+        self.ports = Ports(config)
 
     async def run(self) -> int:
         """Serves until a signal comes or the engine dies; returns the exit code.
@@ -83,8 +71,8 @@ class Server:
             lambda: self._readiness.phase in (Phase.LAME_DUCK, Phase.DRAINING),
         )
         with _signals(self._on_signal):
-            async with self._ports():
-                loaded = await self._unless_stopped(self._load)
+            async with self._open():
+                loaded = await unless(self._stop, self._load)
                 if loaded is None:
                     _log.info("stopped while loading")
                     return 0
@@ -113,44 +101,16 @@ class Server:
         self._stop.set()
 
     @contextlib.asynccontextmanager
-    async def _ports(self) -> AsyncIterator[None]:
-        """Opens both ports, answers health and metrics on them, and closes them at the end."""
-        config = self._config
-        files = config.tls_files
-        credentials = None if files is None else Certificates(files).credentials()
-        server = listening.make_grpc_server(config.connection_limits)
-        names = [SERVICE_NAME, health.SERVICE_NAME]
-        server.add_generic_rpc_handlers(
-            (
-                self._service.handler(),
-                Health(self._readiness, [SERVICE_NAME]).handler(),
-                Reflection(names, self._tokens).handler(),
-            )
-        )
-        with contextlib.closing(
-            listening.open_http_port(config.host, config.http_port)
-        ) as listener:
-            self.grpc_port = listening.open_grpc_port(server, config.host, config.port, credentials)
-            self.http_port = int(listener.getsockname()[1])
-            http = HttpServer(make_app(self._readiness, self._metrics.exposition), listener)
-            await server.start()
-            http_task = asyncio.create_task(http.run_until_stopped())
-            _log.info(
-                "listening: gRPC%s %s, HTTP %s; loading",
-                "" if credentials is None else " with TLS",
-                listening.address(config.host, self.grpc_port),
-                listening.address(config.host, self.http_port),
-            )
-            try:
+    async def _open(self) -> AsyncIterator[None]:
+        try:
+            async with self.ports.open(
+                self._service, self._readiness, self._metrics.exposition, self._tokens
+            ):
                 yield
-            finally:
-                self._readiness.close()
-                await server.stop(_ABANDONED_FLUSH_SECONDS if self._unfinished else _FLUSH_SECONDS)
-                http.stop()
-                await http_task
-                self._service.close()
-                if self._tracing is not None:
-                    await asyncio.to_thread(self._tracing.close)
+        finally:
+            self._service.close()
+            if self._tracing is not None:
+                await asyncio.to_thread(self._tracing.close)
 
     def _load(self) -> list[LoadedModel]:
         config = self._config
@@ -160,17 +120,6 @@ class Server:
             num_threads=config.num_threads,
             settings=_engine_settings(config),
         )
-
-    async def _unless_stopped(self, work: Callable[[], _ResultT]) -> _ResultT | None:
-        """Runs `work` on a thread of its own; None if a signal comes first."""
-        result = _on_daemon_thread(work)
-        finished = asyncio.Event()
-        result.add_done_callback(lambda _: finished.set())
-        await _first(finished, self._stop)
-        if result.done():
-            return result.result()
-        result.cancel()
-        return None
 
     def _start_engines(self, loaded: list[LoadedModel]) -> EngineThread:
         for model in loaded:
@@ -199,7 +148,7 @@ class Server:
             # What the engine before has measured is worth more than a measurement beside it.
             lanes = before.engine.statistics().lanes_capacity
             settings = dataclasses.replace(_engine_settings(config), max_lanes=lanes)
-            return await _on_daemon_thread(
+            return await on_daemon_thread(
                 lambda: load_model(path, before.provider, config.num_threads, settings)
             )
 
@@ -222,33 +171,10 @@ class Server:
 
     async def _serve(self) -> None:
         self._readiness.set(Phase.SERVING)
-        self._announce()
-        try:
-            await _first(self._stop, self._failed)
+        with self.ports.announced(self._config.ready_file):
+            await first(self._stop, self._failed)
             if not self._failed.is_set():
                 await self._drain()
-        finally:
-            self._withdraw()
-
-    def _announce(self) -> None:
-        host = self._config.host
-        _log.info(
-            "ready: gRPC %s, HTTP %s",
-            listening.address(host, self.grpc_port),
-            listening.address(host, self.http_port),
-        )
-        if self._config.ready_file is not None:
-            content = {
-                "host": host,
-                "grpc_port": self.grpc_port,
-                "http_port": self.http_port,
-                "pid": os.getpid(),
-            }
-            _write_atomically(self._config.ready_file, json.dumps(content) + "\n")
-
-    def _withdraw(self) -> None:
-        if self._config.ready_file is not None:
-            self._config.ready_file.unlink(missing_ok=True)
 
     async def _drain(self) -> None:
         assert self._stop_signal is not None
@@ -273,6 +199,7 @@ class Server:
         except TimeoutError:
             _log.warning("%d requests are not finished in time", self._service.active)
             self._unfinished = True
+            self.ports.hurry()
         self._service.abandon()
 
 
@@ -302,16 +229,6 @@ def _tokens(config: ServerConfig) -> Tokens | None:
     return Tokens(config.auth_tokens_file)
 
 
-async def _first(*events: asyncio.Event) -> None:
-    """Waits until one of the events is set."""
-    waits = [asyncio.create_task(event.wait()) for event in events]
-    try:
-        await asyncio.wait(waits, return_when=asyncio.FIRST_COMPLETED)
-    finally:
-        for wait in waits:
-            wait.cancel()
-
-
 @contextlib.contextmanager
 def _signals(handle: Callable[[signal.Signals], None]) -> Iterator[None]:
     loop = asyncio.get_running_loop()
@@ -324,35 +241,3 @@ def _signals(handle: Callable[[signal.Signals], None]) -> Iterator[None]:
         for handled in _SIGNALS:
             loop.remove_signal_handler(handled)
             signal.signal(handled, before[handled])
-
-
-def _on_daemon_thread(work: Callable[[], _ResultT]) -> "asyncio.Future[_ResultT]":
-    """Runs `work` on a thread that does not keep the process from exiting."""
-    loop = asyncio.get_running_loop()
-    future: asyncio.Future[_ResultT] = loop.create_future()
-
-    def settle(result: _ResultT | None, error: BaseException | None) -> None:
-        if future.cancelled():
-            return
-        if error is not None:
-            future.set_exception(error)
-        else:
-            future.set_result(cast("_ResultT", result))
-
-    def run() -> None:
-        result, failure = None, None
-        try:
-            result = work()
-        except BaseException as error:  # noqa: BLE001  (raised again where the future is awaited)
-            failure = error
-        with contextlib.suppress(RuntimeError):  # the loop is closed: nobody waits any more
-            loop.call_soon_threadsafe(settle, result, failure)
-
-    threading.Thread(target=run, name="loader", daemon=True).start()
-    return future
-
-
-def _write_atomically(path: Path, text: str) -> None:
-    unfinished = path.with_name(f"{path.name}.{os.getpid()}")
-    unfinished.write_text(text, encoding="utf-8")
-    unfinished.replace(path)

@@ -19,6 +19,7 @@ FIRST_PARTY = ("diffusion", "training", "export", "evaluation", "serving", "simp
 EDGE = {
     "serving.__main__",
     "serving.answers",
+    "serving.background",
     "serving.configuration",
     "serving.delivery",
     "serving.exchange",
@@ -31,6 +32,7 @@ EDGE = {
     "serving.logs",
     "serving.metrics",
     "serving.parsing",
+    "serving.ports",
     "serving.receiving",
     "serving.reflection",
     "serving.refusal",

@@ -483,10 +483,10 @@ class InProcess:
         return go_on, hanging
 
     async def channel(self) -> grpc.aio.Channel:
-        while self.server.grpc_port == 0:
+        while self.server.ports.grpc_port == 0:
             await asyncio.sleep(0.01)
         return grpc.aio.insecure_channel(
-            f"127.0.0.1:{self.server.grpc_port}", options=[("grpc.enable_retries", 0)]
+            f"127.0.0.1:{self.server.ports.grpc_port}", options=[("grpc.enable_retries", 0)]
         )
 
 

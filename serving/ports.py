@@ -1,0 +1,121 @@
+"""The two ports of a server: gRPC with its services, and HTTP."""
+
+import asyncio
+import contextlib
+import json
+import logging
+import os
+from collections.abc import AsyncIterator, Callable, Iterator
+from pathlib import Path
+
+from serving import health, listening
+from serving.configuration import ServerConfig
+from serving.health import Health, Readiness
+from serving.http import HttpServer, make_app
+from serving.reflection import Reflection
+from serving.service import SERVICE_NAME, DiffusionService
+from serving.tls import Certificates
+from serving.tokens import Tokens
+
+# How long answers that are on their way may take at the end. Those of requests that were given up
+# get less: among them may be streams that nobody reads.
+_FLUSH_SECONDS = 3.0
+_HURRIED_FLUSH_SECONDS = 0.5
+
+_log = logging.getLogger(__name__)
+
+
+class Ports:
+    """Where clients, load balancers and supervisors reach this process.
+
+    Attributes:
+        grpc_port: the real port, once it is open.
+        http_port: the real port, once it is open.
+    """
+
+    def __init__(self, config: ServerConfig) -> None:
+        self._config = config
+        self._flush_seconds = _FLUSH_SECONDS
+        self.grpc_port = config.port
+        self.http_port = config.http_port
+
+    @contextlib.asynccontextmanager
+    async def open(
+        self,
+        service: DiffusionService,
+        readiness: Readiness,
+        metrics: Callable[[], tuple[bytes, str]],
+        tokens: Tokens | None,
+    ) -> AsyncIterator[None]:
+        """Opens both ports, and closes them at the end when answers that are on their way are out.
+
+        Args:
+            service: what clients ask.
+            readiness: for health checks, which are answered from now on.
+            metrics: returns the body of /metrics and its content type.
+            tokens: whose tokens reflection asks for.
+
+        Raises:
+            PortError, TlsError: one line.
+        """
+        config = self._config
+        files = config.tls_files
+        credentials = None if files is None else Certificates(files).credentials()
+        server = listening.make_grpc_server(config.connection_limits)
+        server.add_generic_rpc_handlers(
+            (
+                service.handler(),
+                Health(readiness, [SERVICE_NAME]).handler(),
+                Reflection([SERVICE_NAME, health.SERVICE_NAME], tokens).handler(),
+            )
+        )
+        with contextlib.closing(
+            listening.open_http_port(config.host, config.http_port)
+        ) as listener:
+            self.grpc_port = listening.open_grpc_port(server, config.host, config.port, credentials)
+            self.http_port = int(listener.getsockname()[1])
+            http = HttpServer(make_app(readiness, metrics), listener)
+            await server.start()
+            http_task = asyncio.create_task(http.run_until_stopped())
+            tls = "" if credentials is None else " with TLS"
+            _log.info("listening: gRPC%s %s, HTTP %s; loading", tls, *self._addresses())
+            try:
+                yield
+            finally:
+                readiness.close()
+                await server.stop(self._flush_seconds)
+                http.stop()
+                await http_task
+
+    def hurry(self) -> None:
+        """Some requests were given up: their answers are not waited for as long as others."""
+        self._flush_seconds = _HURRIED_FLUSH_SECONDS
+
+    @contextlib.contextmanager
+    def announced(self, ready_file: Path | None) -> Iterator[None]:
+        """Says that the server is ready, in the log and in a file that is there until the end."""
+        _log.info("ready: gRPC %s, HTTP %s", *self._addresses())
+        if ready_file is None:
+            yield
+            return
+        content = {
+            "host": self._config.host,
+            "grpc_port": self.grpc_port,
+            "http_port": self.http_port,
+            "pid": os.getpid(),
+        }
+        _write_atomically(ready_file, json.dumps(content) + "\n")
+        try:
+            yield
+        finally:
+            ready_file.unlink(missing_ok=True)
+
+    def _addresses(self) -> tuple[str, str]:
+        host = self._config.host
+        return listening.address(host, self.grpc_port), listening.address(host, self.http_port)
+
+
+def _write_atomically(path: Path, text: str) -> None:
+    unfinished = path.with_name(f"{path.name}.{os.getpid()}")
+    unfinished.write_text(text, encoding="utf-8")
+    unfinished.replace(path)
