@@ -101,6 +101,12 @@ class ServerConfig:
         " others are set aside for it. fifo: the one that came first.",
         kind=Choice(get_args(SchedulingPolicy)),
     )
+    cache_bytes: int = flag(
+        0,
+        "Bytes for finished images, per model, so that equal ones are not computed twice; equal"
+        " images in flight are computed once too. 0: neither.",
+        kind=click.IntRange(0, 2**40),
+    )
     max_images_per_request: int = flag(
         1024, "Largest count of one request.", kind=click.IntRange(1, 1_000_000)
     )

@@ -18,11 +18,13 @@ from serving.admission import Admission
 from serving.denoiser import Denoised, Denoiser, EngineModel, Network
 from serving.engine_statistics import EngineStatistics, EngineTotals, StepStats
 from serving.hand_over import HandOver
+from serving.image_cache import ImageCache
 from serving.lanes import BoolArray, Float32Array, Int64Array
 from serving.pace import Pace
 from serving.request import GenerateSpec, Outcome, Sink
 from serving.request_book import ActiveRequest, RequestBook, Ticket, tell_done
 from serving.scheduling import AGEING, SchedulingPolicy, WorkQueue
+from serving.sharing import Hit, Sharing
 
 __all__ = ["Engine", "EngineModel", "EngineStatistics", "StepStats", "Ticket"]
 
@@ -45,6 +47,7 @@ class Engine:
         max_queued_requests: int = 1024,
         policy: SchedulingPolicy = "srpt",
         ageing: float = AGEING,
+        cache_bytes: int = 0,
         padded_rows: Callable[[int], int] = lambda rows: rows,
         step_seconds: Mapping[int, float] | None = None,
         clock: Callable[[], float] = time.monotonic,
@@ -59,6 +62,7 @@ class Engine:
             max_queued_requests: requests that may wait for their first lane.
             policy: see WorkQueue.
             ageing: see WorkQueue.
+            cache_bytes: for finished images; with 0 nothing is kept, nor shared in flight.
             padded_rows: rows that the network computes for a batch, for the statistics.
             step_seconds: of steps that were timed before, by their rows: the first pace.
             clock: seconds, monotonic; the clock of GenerateSpec.deadline_seconds.
@@ -84,6 +88,7 @@ class Engine:
         self._make_queue = functools.partial(
             WorkQueue, max_queued_images + max_lanes, policy=policy, ageing=ageing
         )
+        self._cache = ImageCache(cache_bytes) if cache_bytes else None
         self._ids = itertools.count(1)
         self._totals = EngineTotals()
         self._start_empty()
@@ -94,6 +99,9 @@ class Engine:
         self._queue = self._make_queue()
         self._book = RequestBook(self._queue.slots)
         self._hand_over = HandOver(self._book, self._end)
+        self._sharing = (
+            None if self._cache is None else Sharing(self._cache, self._denoiser, self._queue)
+        )
         self._cancelled: dict[int, str] = {}
         self._stats = StepStats()
 
@@ -185,7 +193,9 @@ class Engine:
             self._publish()
         if self._lanes.count:
             self._run_batch(stats)
-        elif not stats.requests_done:
+        elif stats.requests_done:
+            self._free_lanes()  # of requests that the cache could serve whole
+        else:
             return None
         stats.total_seconds = self._clock() - begin
         self._pace.observe(stats.rows_useful, stats.total_seconds)
@@ -230,6 +240,7 @@ class Engine:
             images_waiting_limit=self._admission.max_queued_images,
             requests_active=len(self._book),
             seconds_per_row=self._pace.seconds_per_row,
+            cache_bytes=0 if self._cache is None else self._cache.size_bytes,
             totals=self._totals.snapshot(),
         )
 
@@ -263,31 +274,44 @@ class Engine:
         self, requests: list[ActiveRequest], images: list[int], now_seconds: float
     ) -> None:
         """Gives each of these requests so many lanes more: for what was set aside, then others."""
-        denoiser, started = self._denoiser, []
+        started: list[ActiveRequest] = []
+        hits: list[Hit] = []
         for request, wanted in zip(requests, images, strict=True):
-            resumed = denoiser.resume(request.slot, wanted)
-            self._stats.lanes_resumed += resumed
             if request.plan is None:
-                request.plan = denoiser.plans.acquire(request.spec.sampler, request.spec.num_steps)
+                request.plan = self._denoiser.plans.acquire(
+                    request.spec.sampler, request.spec.num_steps
+                )
                 request.started_seconds = now_seconds
                 started.append(request)
-            fresh = wanted - resumed
-            denoiser.join(
-                request.spec,
-                request=request.slot,
-                plan=request.plan,
-                first_index=request.next_index,
-                images=fresh,
-            )
-            request.next_index += fresh
-            self._queue.waiting[request.slot] -= fresh
-            self._stats.images_started += fresh
-        denoiser.draw_initial()
+            resumed = self._denoiser.resume(request.slot, wanted)
+            self._stats.lanes_resumed += resumed
+            if self._sharing is not None and self._sharing.takes_part(request):
+                hits += self._sharing.start(request, wanted - resumed, self._stats)
+            else:
+                self._start(request, wanted - resumed)
+        self._denoiser.draw_initial()
         for request in started:
             self._hand_over.started(request)
+        for request, index, pixels in hits:
+            self._hand_over.image(request, index, pixels, self._stats)
+
+    def _start(self, request: ActiveRequest, images: int) -> None:
+        """Gives lanes to so many images that have had none."""
+        assert request.plan is not None
+        self._denoiser.join(
+            request.spec,
+            request=request.slot,
+            plan=request.plan,
+            first_index=request.next_index,
+            images=images,
+        )
+        request.next_index += images
+        self._queue.waiting[request.slot] -= images
+        self._stats.images_started += images
 
     def _publish(self) -> None:
-        self._admission.publish(self._queue.backlog(self._lanes.count))
+        shared = 0 if self._sharing is None else self._sharing.images_shared
+        self._admission.publish(self._queue.backlog(self._lanes.count, shared))
 
     # The batch
 
@@ -303,7 +327,7 @@ class Engine:
         except Exception as error:
             logger.exception("the network failed for a batch of %d rows", stats.rows_useful)
             stats.network_failures = 1
-            self._fail(slots, f"the network raised {type(error).__name__}")
+            self._fail(np.arange(n), f"the network raised {type(error).__name__}")
         else:
             self._take_results(denoised, stats)
             finished = denoised.finished
@@ -322,17 +346,22 @@ class Engine:
         if denoised.nonfinite.any():
             stats.nonfinite_lanes = int(np.count_nonzero(denoised.nonfinite))
             logger.error("the network gave NaN or Inf for %d of %d lanes", stats.nonfinite_lanes, n)
-            self._fail(lanes.request[:n][denoised.nonfinite], "the network gave NaN or Inf")
+            self._fail(denoised.nonfinite.nonzero()[0], "the network gave NaN or Inf")
         self._hand_over.previews(lanes, denoised, stats)
         finished = (denoised.finished & ~self._book.ended[lanes.request[:n]]).nonzero()[0]
         if finished.size:
             self._queue.finished(lanes.request[finished])
-            self._hand_over.images(lanes, finished, stats)
+            self._hand_over.images(lanes, finished, self._sharing, stats)
 
     # The end of a request
 
-    def _fail(self, slots: Int64Array, detail: str) -> None:
-        for request in self._book.at(np.unique(slots)):
+    def _fail(self, which: Int64Array, detail: str) -> None:
+        """Ends the requests of these lanes, and those that share them."""
+        lanes = self._lanes
+        failed = self._book.at(np.unique(lanes.request[which]))
+        if self._sharing is not None:
+            failed += self._sharing.sharers(lanes, which)
+        for request in failed:
             self._end(request, Outcome.NETWORK_FAILED, detail)
 
     def _end(self, request: ActiveRequest, outcome: Outcome, detail: str) -> None:
@@ -341,6 +370,8 @@ class Engine:
             return
         try:
             self._queue.withdraw(request.slot)
+            if self._sharing is not None:
+                self._sharing.ended(request)
             if request.plan is not None:
                 self._denoiser.plans.release(request.plan)
             done = self._stats.requests_done

@@ -18,6 +18,8 @@ class StepStats:
         network_seconds: in the network call.
         total_seconds: in the step as a whole.
         images_started: that took their first lane.
+        cache_hits: images that were in the cache.
+        images_shared: that wait for the lane of an equal image.
         lanes_set_aside: that had to make room for more urgent ones.
         lanes_resumed: that had been set aside before.
         images_finished: handed to their sinks.
@@ -33,6 +35,8 @@ class StepStats:
     network_seconds: float = 0.0
     total_seconds: float = 0.0
     images_started: int = 0
+    cache_hits: int = 0
+    images_shared: int = 0
     lanes_set_aside: int = 0
     lanes_resumed: int = 0
     images_finished: int = 0
@@ -91,6 +95,7 @@ class EngineStatistics:
         images_waiting_limit: the bound of that.
         requests_active: requests that have not ended (without those not yet enqueued).
         seconds_per_row: measured pace; None before the first step.
+        cache_bytes: in the cache of finished images.
         totals: since the engine was made.
     """
 
@@ -101,4 +106,5 @@ class EngineStatistics:
     images_waiting_limit: int
     requests_active: int
     seconds_per_row: float | None
+    cache_bytes: int
     totals: EngineTotals

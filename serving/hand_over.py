@@ -8,8 +8,9 @@ from diffusion.reference import to_uint8
 from serving.denoiser import Denoised
 from serving.engine_statistics import StepStats
 from serving.lanes import Float32Array, Int64Array, LaneTable
-from serving.request import Outcome
+from serving.request import Outcome, Pixels
 from serving.request_book import ActiveRequest, RequestBook, tell
+from serving.sharing import Sharing
 
 End = Callable[[ActiveRequest, Outcome, str], None]
 """Ends a request, with the detail for the log. Harmless for one that has ended."""
@@ -37,15 +38,29 @@ class HandOver:
         ):
             stats.previews += self._tell(request, request.sink.preview, index, position, pixels)
 
-    def images(self, lanes: LaneTable, finished: Int64Array, stats: StepStats) -> None:
-        """Hands over the images of finished lanes."""
-        for request, index, pixels in self._pictures(lanes, finished, lanes.x):
-            if not self._tell(request, request.sink.image, index, pixels):
-                continue
-            stats.images_finished += 1
-            request.images_left -= 1
-            if request.images_left == 0:
-                self._end(request, Outcome.FINISHED, "")
+    def images(
+        self, lanes: LaneTable, finished: Int64Array, sharing: Sharing | None, stats: StepStats
+    ) -> None:
+        """Hands over the images of finished lanes, to all who wait for them."""
+        pictures = self._pictures(lanes, finished, lanes.x)
+        if sharing is not None:
+            # All of them first: to be told may end a request.
+            pictures += [
+                (sharer, index, pixels)
+                for request, index, pixels in pictures
+                for sharer in sharing.finished(request, index, pixels)
+            ]
+        for request, index, pixels in pictures:
+            self.image(request, index, pixels, stats)
+
+    def image(self, request: ActiveRequest, index: int, pixels: Pixels, stats: StepStats) -> None:
+        """Hands one image over; ends the request if it was the last."""
+        if not self._tell(request, request.sink.image, index, pixels):
+            return
+        stats.images_finished += 1
+        request.images_left -= 1
+        if request.images_left == 0:
+            self._end(request, Outcome.FINISHED, "")
 
     def started(self, request: ActiveRequest) -> None:
         """Says that a request's first image has a lane."""
@@ -53,7 +68,7 @@ class HandOver:
 
     def _pictures(
         self, lanes: LaneTable, which: Int64Array, images: Float32Array
-    ) -> list[tuple[ActiveRequest, int, np.ndarray]]:
+    ) -> list[tuple[ActiveRequest, int, Pixels]]:
         pixels = to_uint8(images[which])
         requests = self._book.at(lanes.request[which])
         return list(zip(requests, lanes.index[which].tolist(), pixels, strict=True))

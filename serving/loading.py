@@ -46,6 +46,7 @@ class EngineSettings:
     max_queued_images: int = 4096
     max_queued_requests: int = 1024
     policy: SchedulingPolicy = "srpt"
+    cache_bytes: int = 0
 
 
 def load_models(
@@ -103,6 +104,7 @@ def load_model(
         max_queued_images=settings.max_queued_images,
         max_queued_requests=settings.max_queued_requests,
         policy=settings.policy,
+        cache_bytes=settings.cache_bytes,
         padded_rows=network.padded_rows,
         step_seconds=measured.step_seconds,
     )

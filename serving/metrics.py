@@ -85,6 +85,12 @@ class Metrics:
         self._preemptions = self._counter(
             "lane_preemptions", "Images half done that made room for more urgent ones.", "model"
         )
+        self._cache_hits = self._counter(
+            "cache_hits", "Images that were in the cache of finished ones.", "model"
+        )
+        self._images_shared = self._counter(
+            "images_shared", "Images that waited for an equal one in flight.", "model"
+        )
         self._network_failures = self._counter(
             "network_failures", "Network calls that raised.", "model"
         )
@@ -103,6 +109,9 @@ class Metrics:
         )
         self._lanes_set_aside = self._gauge(
             "lanes_set_aside", "Images half done that wait until it is their turn again.", "model"
+        )
+        self._cache_bytes = self._gauge(
+            "cache_bytes", "Memory of the cache of finished images.", "model"
         )
         self._images_waiting = self._gauge(
             "images_waiting",
@@ -158,6 +167,8 @@ class Metrics:
             self._step_rows.labels(model).observe(stats.rows)
         for counter, count in (
             (self._preemptions, stats.lanes_set_aside),
+            (self._cache_hits, stats.cache_hits),
+            (self._images_shared, stats.images_shared),
             (self._network_failures, stats.network_failures),
             (self._nonfinite_lanes, stats.nonfinite_lanes),
         ):
@@ -185,6 +196,7 @@ class Metrics:
         self._lanes_in_use.labels(model).set_function(lambda: statistics().lanes_active)
         self._lanes_capacity.labels(model).set_function(lambda: statistics().lanes_capacity)
         self._lanes_set_aside.labels(model).set_function(lambda: statistics().lanes_set_aside)
+        self._cache_bytes.labels(model).set_function(lambda: statistics().cache_bytes)
         self._images_waiting.labels(model).set_function(lambda: statistics().images_waiting)
 
     def watch_engine_thread(self, age_seconds: Callable[[], float]) -> None:

@@ -61,6 +61,17 @@ class PlanTable:
         """One user less. The rows stay until room is needed."""
         self._users[handle] -= 1
 
+    def rows_left(self, handle: int, position: int, guided: bool) -> int:
+        """Network rows that a lane still needs from a position on."""
+        first = int(self.first_row[handle]) + position
+        last = int(self.first_row[handle]) + self._num_steps(handle)
+        return last - first + guided * int(np.count_nonzero(self.guided[first:last]))
+
+    def _num_steps(self, handle: int) -> int:
+        plan = self._plans[handle]
+        assert plan is not None
+        return plan.num_steps
+
     def _free_handle(self) -> int:
         if None in self._plans:
             return self._plans.index(None)

@@ -183,6 +183,18 @@ class WorkQueue:
         """Whether it is time to allot: a request came or ended, a lane is free, or time went by."""
         return self._steps_until_review <= 0
 
+    def forgo(self, slot: int, rows: int) -> None:
+        """An image of a request needs no lane of its own, nor the `rows` that it still needed."""
+        self._steps_until_review = 0
+        self.unfinished[slot] -= 1
+        self.work_left[slot] -= rows
+
+    def take_up(self, slot: int, rows: int) -> None:
+        """The contrary: a request has a lane more, which still needs `rows`."""
+        self._steps_until_review = 0
+        self.unfinished[slot] += 1
+        self.work_left[slot] += rows
+
     def allot(
         self, held: Int64Array, lanes: int, cost: StepCost | None
     ) -> tuple[Int64Array, Int64Array]:
@@ -209,10 +221,10 @@ class WorkQueue:
             self._limit_fillers(ranked, given, lanes, cost)
         return ranked, given
 
-    def backlog(self, images_running: int) -> Backlog:
-        """What is here, with so many of the images in lanes."""
+    def backlog(self, images_running: int, images_shared: int = 0) -> Backlog:
+        """What is here, with so many of the images in lanes, and others that await one of those."""
         slots = self.unfinished.nonzero()[0]
-        images = int(self.unfinished[slots].sum())
+        images = int(self.unfinished[slots].sum()) + images_shared
         return Backlog(
             urgency=self._urgency(slots),
             size=self._work[slots],

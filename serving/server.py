@@ -215,6 +215,7 @@ def _engine_settings(config: ServerConfig) -> EngineSettings:
         max_queued_images=config.max_queued_images,
         max_queued_requests=config.max_queued_requests,
         policy=config.scheduling_policy,
+        cache_bytes=config.cache_bytes,
     )
 
 

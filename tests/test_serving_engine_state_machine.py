@@ -9,6 +9,7 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, 
 
 from diffusion.samplers import SAMPLERS, make_plan
 from serving.engine import Engine
+from serving.image_cache import ENTRY_BYTES
 from serving.request import DeadlineUnmeetable, GenerateSpec, Outcome, QueueFull
 from tests.fakes import (
     FakeClock,
@@ -39,6 +40,8 @@ SPECS = st.builds(
 class EngineMachine(RuleBasedStateMachine):
     """An engine, and a ledger of everything that it has accepted."""
 
+    cache_bytes = 0
+
     def __init__(self) -> None:
         super().__init__()
         self.clock = FakeClock()
@@ -49,6 +52,7 @@ class EngineMachine(RuleBasedStateMachine):
             max_lanes=MAX_LANES,
             max_queued_images=MAX_QUEUED_IMAGES,
             max_queued_requests=8,
+            cache_bytes=self.cache_bytes,
             clock=self.clock,
         )
         self.ledger: dict[int, tuple[GenerateSpec, RecordingSink]] = {}
@@ -120,8 +124,9 @@ class EngineMachine(RuleBasedStateMachine):
         for request in engine._book.all():
             slot, left = request.slot, request.images_left
             held = sum(slot == holder for holder, _ in lanes)
-            assert engine._queue.unfinished[slot] == left
-            assert held + engine._queue.waiting[slot] == left, "an image is nowhere"
+            shared = 0 if engine._sharing is None else engine._sharing.shared_by(request)
+            assert engine._queue.unfinished[slot] == left - shared
+            assert held + shared + engine._queue.waiting[slot] == left, "an image is nowhere"
         assert {slot for slot, _ in lanes} <= {request.slot for request in engine._book.all()}
 
     @invariant()
@@ -159,5 +164,21 @@ class EngineMachine(RuleBasedStateMachine):
         assert len(self.engine._queue._free_slots) == self.engine._queue.slots
 
 
+class CachingEngineMachine(EngineMachine):
+    """The same with a cache of a few images, and equal images in flight."""
+
+    cache_bytes = 20 * (ENTRY_BYTES + 3)
+
+    @precondition(lambda self: self.ledger)
+    @rule(data=st.data(), more=st.integers(0, 3))
+    def ask_again(self, data: st.DataObject, more: int) -> None:
+        """For what somebody has asked for before, or a part of it and more."""
+        request, _ = self.ledger[data.draw(st.sampled_from(sorted(self.ledger)))]
+        fields = {name: getattr(request, name) for name in request.__slots__}
+        self.submit(spec(**{**fields, "first_index": more, "deadline_seconds": None}))
+
+
 TestEngineMachine = EngineMachine.TestCase
+TestCachingEngineMachine = CachingEngineMachine.TestCase
 TestEngineMachine.settings = settings(max_examples=40, stateful_step_count=40, deadline=None)
+TestCachingEngineMachine.settings = TestEngineMachine.settings

@@ -11,7 +11,7 @@ from serving.request import Outcome
 def statistics(**changes: int) -> EngineStatistics:
     """Of an engine without work."""
     names = "lanes_active lanes_capacity lanes_set_aside images_waiting images_waiting_limit"
-    counts = dict.fromkeys([*names.split(), "requests_active"], 0) | changes
+    counts = dict.fromkeys([*names.split(), "requests_active", "cache_bytes"], 0) | changes
     return EngineStatistics(**counts, seconds_per_row=None, totals=EngineTotals())
 
 
@@ -50,7 +50,13 @@ def test_images_previews_and_times_are_counted_by_model() -> None:
     metrics.previews_dropped("mnist", 5)
     metrics.request_computed("mnist", 0.3, 2.0)
     step = StepStats(
-        rows=48, total_seconds=0.02, lanes_set_aside=3, network_failures=1, nonfinite_lanes=2
+        rows=48,
+        total_seconds=0.02,
+        lanes_set_aside=3,
+        network_failures=1,
+        nonfinite_lanes=2,
+        cache_hits=4,
+        images_shared=5,
     )
     metrics.engine_stepped("mnist", step)
     metrics.engine_restarted("mnist")
@@ -63,6 +69,8 @@ def test_images_previews_and_times_are_counted_by_model() -> None:
     assert samples["diffusion_engine_step_rows_sum{model=mnist}"] == 48
     assert samples["diffusion_engine_step_rows_count{model=mnist}"] == 1
     assert samples["diffusion_engine_restarts_total{model=mnist}"] == 1
+    assert samples["diffusion_cache_hits_total{model=mnist}"] == 4
+    assert samples["diffusion_images_shared_total{model=mnist}"] == 5
     assert samples["diffusion_lane_preemptions_total{model=mnist}"] == 3
     assert samples["diffusion_network_failures_total{model=mnist}"] == 1
     assert samples["diffusion_nonfinite_lanes_total{model=mnist}"] == 2

@@ -56,3 +56,14 @@ def test_an_unknown_sampler_changes_nothing() -> None:
     with pytest.raises(ValueError, match="sampler"):
         plans.acquire("euler", 10)
     assert plans.rows_used == 0
+
+
+def test_rows_left_are_two_where_the_plan_is_guided_and_guidance_is_asked_for() -> None:
+    table = PlanTable(SCHEDULE)
+    handles = [table.acquire(name, 8) for name in ("ddpm", "ddim_stochastic")]
+    guided = make_plan("ddim_stochastic", SCHEDULE, 8).guided
+    for position in range(9):
+        assert table.rows_left(handles[0], position, False) == 8 - position
+        assert table.rows_left(handles[0], position, True) == 2 * (8 - position)
+        expected = 8 - position + int(guided[position:].sum())
+        assert table.rows_left(handles[1], position, True) == expected
