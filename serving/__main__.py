@@ -23,7 +23,7 @@ from serving import logs
 from serving.bundle import BundleError
 from serving.configuration import ServerConfig
 from serving.flags import ConfiguredCommand, command_line
-from serving.listening import PortError
+from serving.listening import PortError, raise_file_limit
 from serving.network import ProviderError
 from serving.server import Server
 from serving.tls import TlsError
@@ -42,6 +42,7 @@ def main(config: ServerConfig) -> None:
     """Serves models over gRPC. Each option is also read from SIMPLE_DIFFUSION_<OPTION>."""
     logs.set_up(config.log_level, config.log_format)
     _log.info("configuration: %s", command_line(config))
+    raise_file_limit()
     _exit(asyncio.run(serve(config)))
 
 

@@ -1,6 +1,8 @@
 """Opens the ports of the server, or says in one line why it cannot."""
 
+import contextlib
 import ipaddress
+import resource
 import socket
 from dataclasses import dataclass
 
@@ -14,6 +16,7 @@ MAX_METADATA_BYTES = 16 * 1024
 
 MAX_CALLS_PER_CONNECTION = 1000
 _MAX_PENDING_CALLS = 20_000
+_MAX_FILES = 65_536
 
 # Clients may ping this often; one that pings more is told to go ("too_many_pings"). The client of
 # this project pings every 30 s.
@@ -117,6 +120,18 @@ def make_grpc_server(limits: ConnectionLimits | None = None) -> grpc.aio.Server:
     dead. The service bounds its work in images instead.
     """
     return grpc.aio.server(options=_options(limits or ConnectionLimits()))
+
+
+def raise_file_limit() -> None:
+    """Lets this process open as many files as it may: each connection is one.
+
+    The usual limit of 1024 is there for programs from before poll(2), and can be raised by anybody.
+    """
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = _MAX_FILES if hard == resource.RLIM_INFINITY else min(hard, _MAX_FILES)
+    if soft != resource.RLIM_INFINITY and soft < wanted:
+        with contextlib.suppress(ValueError, OSError):  # some systems have another limit below
+            resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
 
 
 def address(host: str, port: int) -> str:

@@ -13,6 +13,7 @@ import hpack
 import pytest
 from hyperframe.frame import ContinuationFrame, HeadersFrame
 
+from serving.listening import raise_file_limit
 from simple_diffusion.v1 import diffusion_pb2 as pb
 from tests.fakes import write_tiny_bundle
 from tests.fault_figures import Record
@@ -31,6 +32,7 @@ LOG_LINE = re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{3}Z (DEBUG|INFO|WARNI
 
 @pytest.fixture(scope="module")
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ServerProcess]:
+    raise_file_limit()  # this process holds the other ends
     bundle = tmp_path_factory.mktemp("bundles") / "tiny"
     with running_server(write_tiny_bundle(bundle, image_shape=(1, 28, 28))) as running:
         answered(running)  # whatever is made at the first request is made

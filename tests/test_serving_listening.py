@@ -3,6 +3,8 @@
 import asyncio
 import contextlib
 import socket
+import subprocess
+import sys
 import time
 from collections.abc import AsyncIterator
 
@@ -19,6 +21,7 @@ from serving.listening import (
 )
 from simple_diffusion.v1 import diffusion_pb2 as pb
 from tests.edge_harness import running_edge, violations
+from tests.server_process import environment
 
 
 @contextlib.asynccontextmanager
@@ -156,6 +159,32 @@ def test_two_servers_never_share_a_port() -> None:
         await first.stop(0)
 
     asyncio.run(try_both())
+
+
+RAISE_THE_LIMIT = """
+import resource
+from serving import listening
+_, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+resource.setrlimit(resource.RLIMIT_NOFILE, (200, hard))
+listening.raise_file_limit()
+soft, still = resource.getrlimit(resource.RLIMIT_NOFILE)
+print(still == hard, soft > 200, soft == min(hard, 65536))
+resource.setrlimit(resource.RLIMIT_NOFILE, (200, 200))
+listening.raise_file_limit()
+print(resource.getrlimit(resource.RLIMIT_NOFILE))
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="other systems have other limits")
+def test_as_many_connections_as_the_system_allows_can_be_opened() -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", RAISE_THE_LIMIT],
+        env=environment(),
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert done.stdout.splitlines() == ["True True True", "(200, 200)"]
 
 
 @pytest.mark.parametrize(
