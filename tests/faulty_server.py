@@ -1,8 +1,8 @@
 """`python -m serving` with faults on demand; a program, started by tests.
 
-SIGUSR1 makes the engine's thread die at its next step, SIGUSR2 makes it hang there. A file named by
-PROMISE_GATE is waited for before anything is loaded. A real-time signal, SIGRTMIN, logs how many
-asyncio tasks there are.
+SIGUSR1 makes the engine's thread die at its next step, SIGUSR2 makes it hang there, SIGRTMIN + 1
+(SLOW) makes each step take SLOW_SECONDS longer. A file named by PROMISE_GATE is waited for before
+anything is loaded. SIGRTMIN logs how many asyncio tasks there are.
 """
 
 import asyncio
@@ -19,6 +19,8 @@ from serving.__main__ import main
 from serving.engine import Engine
 
 GATE = "PROMISE_GATE"
+SLOW = signal.SIGRTMIN + 1
+SLOW_SECONDS = 0.3
 
 _fault: list[str] = []
 
@@ -32,6 +34,8 @@ def install() -> None:
             raise RuntimeError("a bug in the engine, put there by a test")
         if "hang" in _fault:
             threading.Event().wait()
+        if "slow" in _fault:
+            time.sleep(SLOW_SECONDS)
         return step(engine)
 
     def gated_load(*arguments: Any, **settings: Any) -> Any:
@@ -45,6 +49,7 @@ def install() -> None:
         setattr(server, "load_models", gated_load)  # noqa: B010
     signal.signal(signal.SIGUSR1, lambda *_: _fault.append("die"))
     signal.signal(signal.SIGUSR2, lambda *_: _fault.append("hang"))
+    signal.signal(SLOW, lambda *_: _fault.append("slow"))
     signal.signal(signal.SIGRTMIN, lambda *_: _log_tasks())
 
 
