@@ -70,7 +70,7 @@ async def serving_with(certificates: Certificates) -> AsyncIterator[int]:
 
 
 async def check(port: int, roots: trustme.CA | None, client: Pair | None = None) -> str:
-    """ "SERVING", or the code of the error, of a new connection."""
+    """The health that a new connection is told, or the code of its error."""
     target = f"localhost:{port}"
     # A channel of its own each time: gRPC would share a connection between equal ones.
     options = [("grpc.use_local_subchannel_pool", 1), ("grpc.enable_retries", 0)]
