@@ -68,8 +68,10 @@ def standard_normal(
     _check_counter("step", step, seed.shape)
     if not 0 <= size <= 2**34:
         raise ValueError(f"size must be in 0..{2**34}, got {size}")
-    normals = np.empty((seed.size, size), dtype=np.float32)
     lanes = max(1, _BLOCKS_AT_ONCE // max(1, -(-size // 4)))
+    if seed.size <= lanes:
+        return _normal(_bits(seed, index, step, size))
+    normals = np.empty((seed.size, size), dtype=np.float32)
     for first in range(0, seed.size, lanes):
         part = slice(first, first + lanes)
         normals[part] = _normal(_bits(seed[part], index[part], step[part], size))

@@ -13,18 +13,19 @@ from collections.abc import Callable, Mapping
 
 import numpy as np
 
-from diffusion.samplers import SAMPLERS
 from serving.admission import Admission
 from serving.denoiser import Denoised, Denoiser, EngineModel, Network
 from serving.engine_statistics import EngineStatistics, EngineTotals, StepStats
 from serving.hand_over import HandOver
 from serving.image_cache import ImageCache
+from serving.lane_giver import LaneGiver
 from serving.lanes import BoolArray, Float32Array, Int64Array
 from serving.pace import Pace
 from serving.request import GenerateSpec, Outcome, Sink
 from serving.request_book import ActiveRequest, RequestBook, Ticket, tell_done
 from serving.scheduling import AGEING, SchedulingPolicy, WorkQueue
-from serving.sharing import Hit, Sharing
+from serving.sharing import Sharing
+from serving.spec_check import check_spec
 
 __all__ = ["Engine", "EngineModel", "EngineStatistics", "StepStats", "Ticket"]
 
@@ -102,6 +103,9 @@ class Engine:
         self._sharing = (
             None if self._cache is None else Sharing(self._cache, self._denoiser, self._queue)
         )
+        self._lane_giver = LaneGiver(
+            self._denoiser, self._queue, self._book, self._hand_over, self._sharing
+        )
         self._cancelled: dict[int, str] = {}
         self._stats = StepStats()
 
@@ -119,24 +123,9 @@ class Engine:
         """Refuses a spec that no engine of this model could run. Safe from any thread.
 
         Raises:
-            ValueError: naming the field. The edge has validated before; this is the second lock.
+            ValueError: from check_spec.
         """
-        num_train_timesteps = self._model.schedule.num_train_timesteps
-        ranges = {
-            "label": (spec.label, 0, self._model.null_label),
-            "count": (spec.count, 1, self._admission.max_queued_images),
-            "first_index": (spec.first_index, 0, 2**32 - spec.count),
-            "seed": (spec.seed, 0, 2**64 - 1),
-            "num_steps": (spec.num_steps, 1, num_train_timesteps),
-            "preview_every": (spec.preview_every, 0, num_train_timesteps),
-        }
-        for name, (value, least, most) in ranges.items():
-            if not least <= value <= most:
-                raise ValueError(f"{name} must be in {least}..{most}, got {value}")
-        if spec.sampler not in SAMPLERS:
-            raise ValueError(f"sampler must be one of {', '.join(SAMPLERS)}, got {spec.sampler!r}")
-        if not math.isfinite(spec.guidance_scale):
-            raise ValueError(f"guidance_scale must be finite, got {spec.guidance_scale}")
+        check_spec(spec, self._model, self._admission.max_queued_images)
 
     def submit(self, spec: GenerateSpec, sink: Sink) -> int:
         """Accepts a request and returns its id.
@@ -189,7 +178,7 @@ class Engine:
         self._end_cancelled_and_expired(begin)
         self._free_lanes()
         if self._queue.due:
-            self._give_lanes(begin)
+            self._lane_giver.give(self._pace.cost, begin, stats)
             self._publish()
         if self._lanes.count:
             self._run_batch(stats)
@@ -253,61 +242,6 @@ class Engine:
                 self._end(request, Outcome.CANCELLED, detail)
         for request in self._book.at(self._queue.expired(now_seconds)):
             self._end(request, Outcome.DEADLINE_EXCEEDED, "its deadline passed")
-
-    def _give_lanes(self, now_seconds: float) -> None:
-        """Gives lanes as the queue allots them: sets aside what is over, then fills up."""
-        lanes = self._lanes
-        held = np.bincount(lanes.request[: lanes.count], minlength=self._queue.slots)
-        slots, allotted = self._queue.allot(held, lanes.capacity, self._pace.cost)
-        target = np.zeros_like(held)
-        target[slots] = allotted
-        if (held > target).any():
-            self._stats.lanes_set_aside = self._denoiser.set_aside(target)
-            held = np.bincount(lanes.request[: lanes.count], minlength=self._queue.slots)
-        missing = target[slots] - held[slots]
-        gaining = missing.nonzero()[0]
-        if gaining.size:
-            requests = self._book.at(slots[gaining])
-            self._fill_lanes(requests, missing[gaining].tolist(), now_seconds)
-
-    def _fill_lanes(
-        self, requests: list[ActiveRequest], images: list[int], now_seconds: float
-    ) -> None:
-        """Gives each of these requests so many lanes more: for what was set aside, then others."""
-        started: list[ActiveRequest] = []
-        hits: list[Hit] = []
-        for request, wanted in zip(requests, images, strict=True):
-            if request.plan is None:
-                request.plan = self._denoiser.plans.acquire(
-                    request.spec.sampler, request.spec.num_steps
-                )
-                request.started_seconds = now_seconds
-                started.append(request)
-            resumed = self._denoiser.resume(request.slot, wanted)
-            self._stats.lanes_resumed += resumed
-            if self._sharing is not None and self._sharing.takes_part(request):
-                hits += self._sharing.start(request, wanted - resumed, self._stats)
-            else:
-                self._start(request, wanted - resumed)
-        self._denoiser.draw_initial()
-        for request in started:
-            self._hand_over.started(request)
-        for request, index, pixels in hits:
-            self._hand_over.image(request, index, pixels, self._stats)
-
-    def _start(self, request: ActiveRequest, images: int) -> None:
-        """Gives lanes to so many images that have had none."""
-        assert request.plan is not None
-        self._denoiser.join(
-            request.spec,
-            request=request.slot,
-            plan=request.plan,
-            first_index=request.next_index,
-            images=images,
-        )
-        request.next_index += images
-        self._queue.waiting[request.slot] -= images
-        self._stats.images_started += images
 
     def _publish(self) -> None:
         shared = 0 if self._sharing is None else self._sharing.images_shared
