@@ -85,7 +85,9 @@ def load_model(
     # On CUDA the sizes that are run are the buckets, and all of them are tried.
     sizes = network.buckets or BATCH_SIZES
     fixed = settings.max_lanes
-    candidates = (network.buckets or CANDIDATES) if fixed == "auto" else tuple(sorted({1, fixed}))
+    candidates = network.buckets or CANDIDATES
+    if fixed != "auto":  # two sizes, and no large one: for the first pace only
+        candidates = tuple(sorted({1, min(fixed, 64)}))
     try:
         measured = measure_lane_count(model, network, candidates=candidates)
     except RuntimeError as error:

@@ -1,0 +1,47 @@
+"""From a bundle to an engine: how many lanes it has, and that its pace is known from the start."""
+
+from pathlib import Path
+
+import pytest
+
+from serving import loading
+from serving.bundle import BundleError
+from serving.lane_count import CANDIDATES, LaneCount
+from serving.loading import EngineSettings, load_model
+from tests.fakes import write_tiny_bundle
+
+
+@pytest.mark.parametrize(
+    ("max_lanes", "tried", "capacity"),
+    [("auto", CANDIDATES, 4), (8, (1, 8), 8), (1, (1,), 1), (200, (1, 64), 200)],
+)
+def test_lanes_are_measured_or_fixed_and_the_pace_is_known_either_way(
+    max_lanes: int,
+    tried: tuple[int, ...],
+    capacity: int,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    measured: list[tuple[int, ...]] = []
+
+    def measure(*_: object, candidates: tuple[int, ...]) -> LaneCount:
+        measured.append(candidates)
+        return LaneCount(4, {1: 0.5, 4: 0.8}, 0.1)
+
+    monkeypatch.setattr(loading, "measure_lane_count", measure)
+    settings = EngineSettings(max_lanes=max_lanes)
+    model = load_model(write_tiny_bundle(tmp_path / "tiny"), "cpu", 1, settings)
+    assert measured == [tried]
+    assert model.engine.statistics().lanes_capacity == capacity
+    assert model.engine.longest_step_seconds == pytest.approx(0.4 + 0.1 * 2 * capacity)
+
+
+def test_a_network_that_fails_while_it_is_measured_is_a_bad_bundle(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def measure(*_: object, candidates: tuple[int, ...]) -> LaneCount:
+        raise RuntimeError("the network failed for a batch of 2 rows")
+
+    monkeypatch.setattr(loading, "measure_lane_count", measure)
+    with pytest.raises(BundleError, match="failed for a batch of 2 rows"):
+        load_model(write_tiny_bundle(tmp_path / "tiny"), "cpu", 1, EngineSettings())
