@@ -20,7 +20,8 @@ FLAGS = (
     "--log-level", "warning",
 )  # fmt: skip
 FACTOR = 5
-SHORT = pytest.param(2, 3, 0.5, 0.5, id="short")  # beside whatever else this machine does
+# Beside whatever else this machine does, which changes from second to second: no collapse.
+SHORT = pytest.param(2, 3, 0.2, 0.5, id="short")
 FULL = pytest.param(
     10, 60, 0.9, 0.99, marks=[pytest.mark.fault, pytest.mark.timeout(300)], id="full"
 )
