@@ -40,7 +40,7 @@ def test_running_work_stops_within_two_engine_steps(
     server: ServerProcess, figure: Record, patience: float, step: int
 ) -> None:
     server.until_idle()
-    with Client(server.target) as client, ThreadPoolExecutor(1) as threads:
+    with Client(server.target, timeout_seconds=3600) as client, ThreadPoolExecutor(1) as threads:
         alone = digests(client.generate(5, 1, seed=1, num_steps=300, **PLAIN).images)
         beside = threads.submit(client.generate, 5, 1, seed=1, num_steps=300, **PLAIN)
         server.until(lambda samples: lanes(samples) == 1)
@@ -64,14 +64,14 @@ def test_running_work_stops_within_two_engine_steps(
 
 def test_waiting_work_never_starts(server: ServerProcess, figure: Record) -> None:
     server.until_idle()
-    with Client(server.target) as client, ThreadPoolExecutor(1) as threads:
-        alone = digests(client.generate(5, LANES, seed=1, num_steps=20, **PLAIN).images)
+    with Client(server.target, timeout_seconds=3600) as client, ThreadPoolExecutor(1) as threads:
+        alone = digests(client.generate(5, LANES, seed=1, num_steps=60, **PLAIN).images)
         rows = server.until_idle()[sample("diffusion_engine_step_rows_sum", model="mnist")]
-        beside = threads.submit(client.generate, 5, LANES, seed=1, num_steps=20, **PLAIN)
+        beside = threads.submit(client.generate, 5, LANES, seed=1, num_steps=60, **PLAIN)
         server.until(lambda samples: lanes(samples) == LANES)
         waiting = sample("diffusion_images_waiting", model="mnist")
         # More work than what runs, so that it has to wait.
-        stream = client.stream(6, 2 * LANES, seed=2, num_steps=500, **PLAIN)
+        stream = client.stream(6, 2 * LANES, seed=2, num_steps=150, **PLAIN)
         with ThreadPoolExecutor(1) as readers:
             reader = readers.submit(next, stream)
             server.until(lambda samples: samples[waiting] == 2 * LANES)
@@ -82,6 +82,6 @@ def test_waiting_work_never_starts(server: ServerProcess, figure: Record) -> Non
             assert reader.exception() is not None
         assert digests(beside.result().images) == alone
         spent = server.until_idle()[sample("diffusion_engine_step_rows_sum", model="mnist")] - rows
-    assert spent == LANES * 20
-    figure("network rows for cancelled work that waited", spent - LANES * 20, "0")
+    assert spent == LANES * 60
+    figure("network rows for cancelled work that waited", spent - LANES * 60, "0")
     figure("seconds until it waited no longer", seconds, "2 engine steps")

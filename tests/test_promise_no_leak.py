@@ -50,7 +50,7 @@ async def load(server: ServerProcess, seconds: float, seed: int) -> int:
     async def caller() -> None:
         while time.monotonic() < end_seconds:
             # A new connection every now and then: what one costs must come back too.
-            async with AsyncClient(server.target, retry=None) as client:
+            async with AsyncClient(server.target, retry=None, timeout_seconds=3600) as client:
                 for _ in range(10):
                     await one(client)
 
