@@ -330,7 +330,7 @@ def test_stochastic_ddim_with_every_timestep_takes_every_timestep() -> None:
 def test_stochastic_ddim_is_guided_between_two_levels_and_the_others_everywhere() -> None:
     schedule = SCHEDULES["cosine"]
     least, most = (share * 999 for share in STOCHASTIC_GUIDED)
-    for num_steps in (1, 4, 8, 20, 100):
+    for num_steps in (5, 9, 20, 100):
         plan = ddim_stochastic(schedule, num_steps)
         inside = (plan.timesteps >= least - 0.5) & (plan.timesteps <= most + 0.5)
         np.testing.assert_array_equal(plan.guided, inside)
@@ -339,7 +339,17 @@ def test_stochastic_ddim_is_guided_between_two_levels_and_the_others_everywhere(
         for name in ("ddpm", "ddim", "dpmpp_2m"):
             assert make_plan(name, schedule, num_steps).guided.all()
             assert network_rows(name, num_steps, 2.0) == 2 * num_steps
-    assert network_rows("ddim_stochastic", 8, 1.5) == 10
+    assert network_rows("ddim_stochastic", 9, 4.0) == 10
+
+
+def test_stochastic_ddim_guides_the_nearest_step_where_none_lies_between_the_levels() -> None:
+    middle = sum(STOCHASTIC_GUIDED) / 2 * 999
+    for num_steps in (1, 2, 4, 6):
+        plan = ddim_stochastic(SCHEDULES["cosine"], num_steps)
+        away = np.abs(plan.timesteps - middle)
+        assert plan.guided.sum() == 1
+        assert plan.guided[away.argmin()]
+        assert network_rows("ddim_stochastic", num_steps, 4.0) == num_steps + 1
 
 
 @pytest.mark.parametrize("name", SAMPLERS)

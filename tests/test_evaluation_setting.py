@@ -33,4 +33,4 @@ def test_a_bad_setting_is_refused_with_field_value_and_range(text: str, message:
 def test_guided_steps_cost_two_rows() -> None:
     assert Setting("ddpm", 10, 1.0).rows_per_image == 10
     assert Setting("ddpm", 10, 1.5).rows_per_image == 20
-    assert Setting("ddim_stochastic", 8, 1.5).rows_per_image == 10
+    assert Setting("ddim_stochastic", 9, 4.0).rows_per_image == 10

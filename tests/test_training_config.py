@@ -165,7 +165,7 @@ def test_presets_carry_their_own_names_and_base_is_the_default() -> None:
 
 def test_presets_differ_in_the_network_and_in_how_long_it_is_trained_only() -> None:
     for preset in PRESETS.values():
-        as_base = dataclasses.replace(preset, preset="base", epochs=20.0, model=ModelConfig())
+        as_base = dataclasses.replace(preset, preset="base", epochs=30.0, model=ModelConfig())
         assert as_base == PRESETS["base"]
 
 

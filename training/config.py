@@ -119,7 +119,7 @@ class TrainConfig:
     """Instead of the run: this many train steps on one fixed batch of at most 16 images, and exit
     code 1 unless the loss falls below a tenth; writes nothing. At least 2; 0: off."""
 
-    epochs: float = 20.0
+    epochs: float = 30.0
     """Passes over the training images, above 0; may be a fraction."""
     batch_size: int = 64
     """Images per train step, over all processes; at least 1, a multiple of their number times
@@ -271,11 +271,11 @@ class TrainConfig:
 PRESETS: dict[str, TrainConfig] = {
     # About 33 M multiply-adds per network call: a first model of one's own.
     "tiny": TrainConfig(preset="tiny", model=ModelConfig(widths=(16, 32, 64)), epochs=4.0),
-    # About 53 M: the embedded model.
+    # About 53 M: between the two.
     "small": TrainConfig(
         preset="small", model=ModelConfig(widths=(16, 48, 96), middle_blocks=2), epochs=16.0
     ),
-    # About 131 M: for a GPU.
+    # About 131 M: the embedded model.
     "base": TrainConfig(),
 }
 """Networks for three budgets, trained alike; docs/training.md has what each costs and gives."""
