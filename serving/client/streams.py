@@ -45,6 +45,8 @@ class _Stream:
         if self._responses is None:
             attempts, request = self._attempts, self._resumption.request()
             self._responses = self._send(attempts.target, request, attempts.remaining_seconds())
+            if self._over:  # closed by another thread, which had no call to cancel yet
+                self._responses.cancel()
         return self._responses
 
     def _take(self, response: pb.GenerateStreamResponse) -> GeneratedImage | Preview | None:
