@@ -59,8 +59,9 @@ async def load(server: ServerProcess, seconds: float, seed: int) -> int:
     return ledger.statuses.total()
 
 
-# A connection whose end the server has not been told yet; a leak would be one per connection.
-SPARE_FILES = 2
+# Connections whose end the server has not been told yet, at most one for each caller; a leak would
+# be one for every tenth request.
+SPARE_FILES = CALLERS
 
 
 def settled(server: ServerProcess) -> tuple[Vitals, int]:
