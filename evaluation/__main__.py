@@ -60,7 +60,7 @@ _FAILURES = (BundleError, DatasetError, OSError, ProviderError, RuntimeError, Va
               help=f"[default: {','.join(map(str, CURVE_NUM_STEPS))}; with --quick "
               f"{','.join(map(str, QUICK_CURVE_NUM_STEPS))}]")  # fmt: skip
 @click.option("--curve-guidance", default="1", metavar="SCALE,SCALE,...",
-              help="Guidance scales of the curve.")  # fmt: skip
+              help="Guidance scales of the curve; from 100 steps on the first alone.")  # fmt: skip
 @click.option("--curve-num-images", type=int, help="N. [default: 2000; with --quick 500]")
 @click.option("--curve-num-images-long", type=int,
               help="N from 100 steps on. [default: that of --curve-num-images]")  # fmt: skip

@@ -57,11 +57,19 @@ def test_a_quick_look_says_so_and_is_less() -> None:
 
 def test_the_curve_has_every_combination_and_begins_with_the_cheapest() -> None:
     plan = curve()
-    assert len(plan.settings) == len(set(plan.settings)) == len(SAMPLERS) * 12 * 2
+    assert len(plan.settings) == len(set(plan.settings)) == len(SAMPLERS) * (9 * 2 + 3)
     rows = [setting.rows_per_image for setting in plan.settings]
     assert rows == sorted(rows)
     assert plan.num_images_at(Setting("ddpm", 50)) == 2000
     assert plan.num_images_at(Setting("ddpm", 100)) == 500
+
+
+def test_the_costly_end_of_the_curve_is_of_the_first_guidance_scale_only() -> None:
+    scales: dict[int, set[float]] = {}
+    for setting in curve(guidance_scales=(1.5, 1.0)).settings:
+        scales.setdefault(setting.num_steps, set()).add(setting.guidance_scale)
+    assert scales[50] == {1.0, 1.5}
+    assert scales[100] == scales[1000] == {1.5}
 
 
 def test_the_curve_leaves_out_steps_that_the_bundle_has_not() -> None:
