@@ -4,6 +4,11 @@ Every combination of the values given is drawn by the engine and judged as `pyth
 does; what was measured is kept in --work-dir. Values have commas between. 2 x 2 combinations:
 
     python tools/sweep_sampler.py --guidance 1.5 --eta 0.7,0.8 --guided 0.42-0.64,0.5-0.7
+
+The timesteps of other samplers are swept too: --eta 1 is DDPM, --eta 0 DDIM, and --solver dpmpp_2m
+puts DPM-Solver++(2M), which has no eta, in their place:
+
+    python tools/sweep_sampler.py --solver ddim,dpmpp_2m --eta 0 --first 1 --last 0 --power 1,1.5
 """
 
 import itertools
@@ -26,13 +31,19 @@ from training.config import require
 from training.datasets import load_dataset
 
 SAMPLER = "ddim_stochastic"
-HEAD = ["steps", "eta", "levels", "guidance", "interval", "rows", "labels", "ratio", "recall",
-        "coverage"]  # fmt: skip
+DDIM, DPMPP_2M = "ddim", "dpmpp_2m"
+SOLVERS = {
+    DDIM: samplers.ddim_coefficients,
+    DPMPP_2M: lambda abar, abar_next, _eta: samplers.dpmpp_2m_coefficients(abar, abar_next),
+}
+HEAD = ["solver", "steps", "eta", "levels", "guidance", "interval", "rows", "labels", "ratio",
+        "recall", "coverage"]  # fmt: skip
 
 
 class Shape(NamedTuple):
-    """The sampler's numbers, as the constants in diffusion/samplers.py name them."""
+    """Solver, and the sampler's numbers as the constants in diffusion/samplers.py name them."""
 
+    solver: str
     eta: float
     first: float
     last: float
@@ -42,8 +53,11 @@ class Shape(NamedTuple):
 
 def use(shape: Shape) -> None:
     """Give the sampler these numbers in this process."""
-    for name, value in shape._asdict().items():
-        setattr(samplers, f"STOCHASTIC_{name.upper()}", value)
+    numbers = shape._asdict()
+    changed = {"ddim_coefficients": SOLVERS[numbers.pop("solver")]}
+    changed |= {f"STOCHASTIC_{name.upper()}": value for name, value in numbers.items()}
+    for name, value in changed.items():
+        setattr(samplers, name, value)
     samplers.network_rows.cache_clear()
 
 
@@ -72,6 +86,7 @@ def dashed(pair: tuple[float, float]) -> str:
 
 @click.command(help=__doc__, context_settings={"show_default": True})
 @click.option("--model", default=Path("models/mnist"), type=click.Path(path_type=Path))
+@click.option("--solver", default=DDIM, help=f"Of {', '.join(SOLVERS)}.")
 @click.option("--num-steps", default="8")
 @click.option("--guidance", default="1")
 @click.option("--eta", default=f"{samplers.STOCHASTIC_ETA:g}")
@@ -85,6 +100,7 @@ def dashed(pair: tuple[float, float]) -> str:
 def main(
     *,
     model: Path,
+    solver: str,
     num_steps: str,
     guidance: str,
     eta: str,
@@ -103,9 +119,13 @@ def main(
             for steps in parse_numbers("num_steps", num_steps, int)
             for scale in parse_numbers("guidance", guidance, float)
         ]
+        solvers = solver.split(",")
+        for name in solvers:
+            require(name in SOLVERS, "solver", repr(name), ", ".join(SOLVERS))
         shapes = itertools.starmap(
             Shape,
             itertools.product(
+                solvers,
                 parse_numbers("eta", eta, float),
                 parse_numbers("first", first, float),
                 parse_numbers("last", last, float),
@@ -128,7 +148,8 @@ def main(
         row = evaluator.generated(setting, seed, num_images)
         guidance_scale = setting.guidance_scale
         rows.append([
-            str(setting.num_steps), f"{shape.eta:g}",
+            shape.solver, str(setting.num_steps),
+            "" if shape.solver == DPMPP_2M else f"{shape.eta:g}",
             f"{999 * shape.first:.0f} .. {999 * shape.last:.0f}, p {shape.power:g}",
             f"{guidance_scale:g}",
             "" if guidance_scale == 1 else log_snrs(evaluator, shape.guided),
