@@ -75,6 +75,16 @@ class Admission:
         """Images accepted that have no lane, those set aside included."""
         return self._images + self._backlog.images_waiting
 
+    @property
+    def max_queued_requests(self) -> int:
+        """Requests that may wait."""
+        return self._max_requests
+
+    @property
+    def requests_waiting(self) -> int:
+        """Requests accepted that have not had a lane."""
+        return len(self._work) + self._backlog.requests_waiting
+
     def reserve(self, spec: GenerateSpec, now_seconds: float) -> None:
         """Takes room in the queue for a request.
 
@@ -90,7 +100,7 @@ class Admission:
                 images = self._images + self._backlog.images
                 retry_after = self._seconds_for_share(must_leave, images)
                 raise QueueFull("images", self._max_images, waiting, retry_after)
-            requests = len(self._work) + self._backlog.requests_waiting
+            requests = self.requests_waiting
             if requests >= self._max_requests:
                 everyone = len(self._work) + self._backlog.work.size
                 retry_after = self._seconds_for_share(1, everyone)

@@ -193,11 +193,14 @@ class Engine:
             self._publish()
         return stats
 
-    def end_all(self, outcome: Outcome, detail: str) -> None:
+    def end_all(self, outcome: Outcome, detail: str) -> StepStats:
         """Ends every request that is enqueued, now, and makes everything else anew.
 
         For an engine that is being given up, or whose step has raised: whatever state it is in, it
         is like a new one afterwards. Requests that were reserved only are kept.
+
+        Returns:
+            what that did, like a step that only ends requests.
         """
         self._stats = StepStats()
         for request in self._book.all():
@@ -205,9 +208,13 @@ class Engine:
                 self._end(request, outcome, detail)
             except Exception:  # done() was said; the others must hear it too
                 logger.exception("request %d left something behind", request.ticket.request_id)
-        self._totals.add(self._stats)
+        ended = self._stats
+        for lanes in (self._lanes, self._denoiser.aside.lanes):
+            ended.rows_given_up += int(lanes.rows_computed[: lanes.count].sum())
+        self._totals.add(ended)
         self._start_empty()
         self._publish()
+        return ended
 
     def estimate_seconds(self, spec: GenerateSpec) -> float | None:
         """Seconds from now until a request would be finished; None before the first step."""
@@ -227,6 +234,8 @@ class Engine:
             lanes_set_aside=self._denoiser.aside.lanes.count,
             images_waiting=self._admission.images_waiting,
             images_waiting_limit=self._admission.max_queued_images,
+            requests_waiting=self._admission.requests_waiting,
+            requests_waiting_limit=self._admission.max_queued_requests,
             requests_active=len(self._book),
             seconds_per_row=self._pace.seconds_per_row,
             cache_bytes=0 if self._cache is None else self._cache.size_bytes,
@@ -254,6 +263,7 @@ class Engine:
         slots, rows = lanes.request[:n].copy(), self._denoiser.lane_rows()
         stats.lanes, stats.rows_useful = n, int(rows.sum())
         stats.rows = self._padded_rows(stats.rows_useful)
+        lanes.rows_computed[:n] += rows
         self._queue.served(slots, rows)
         finished = None
         try:
@@ -285,6 +295,8 @@ class Engine:
         finished = (denoised.finished & ~self._book.ended[lanes.request[:n]]).nonzero()[0]
         if finished.size:
             self._queue.finished(lanes.request[finished])
+            stats.rows_finished = int(lanes.rows_computed[finished].sum())
+            lanes.rows_computed[finished] = 0
             self._hand_over.images(lanes, finished, self._sharing, stats)
 
     # The end of a request
@@ -318,8 +330,8 @@ class Engine:
         lanes, ended = self._lanes, self._book.ended
         if self._book.any_ended:
             leaving = ended[lanes.request[: lanes.count]]
-            lanes.leave(leaving if finished is None else leaving | finished)
-            self._denoiser.aside.drop(ended)
+            given_up = lanes.leave(leaving if finished is None else leaving | finished)
+            self._stats.rows_given_up += given_up + self._denoiser.aside.drop(ended)
         elif finished is not None:
             lanes.leave(finished)
         for slot in self._book.free_ended():

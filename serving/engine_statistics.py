@@ -15,6 +15,8 @@ class StepStats:
         lanes: images in the batch.
         rows_useful: network rows in it.
         rows: network rows computed, padding included.
+        rows_finished: that the images which are finished have taken, in all their steps.
+        rows_given_up: that images have taken which were given up: cancelled, late or failed.
         network_seconds: in the network call.
         total_seconds: in the step as a whole.
         images_started: that took their first lane.
@@ -32,6 +34,8 @@ class StepStats:
     lanes: int = 0
     rows_useful: int = 0
     rows: int = 0
+    rows_finished: int = 0
+    rows_given_up: int = 0
     network_seconds: float = 0.0
     total_seconds: float = 0.0
     images_started: int = 0
@@ -52,14 +56,16 @@ class EngineTotals:
 
     Attributes:
         steps: that made a batch.
-        rows, rows_useful, images_finished, lanes_set_aside, nonfinite_lanes, network_failures: as
-            in StepStats.
+        rows, rows_useful, rows_finished, rows_given_up, images_finished, lanes_set_aside,
+            nonfinite_lanes, network_failures: as in StepStats.
         requests_done: requests that ended, by outcome; every outcome is present.
     """
 
     steps: int = 0
     rows: int = 0
     rows_useful: int = 0
+    rows_finished: int = 0
+    rows_given_up: int = 0
     images_finished: int = 0
     lanes_set_aside: int = 0
     nonfinite_lanes: int = 0
@@ -71,6 +77,8 @@ class EngineTotals:
         self.steps += stats.lanes > 0
         self.rows += stats.rows
         self.rows_useful += stats.rows_useful
+        self.rows_finished += stats.rows_finished
+        self.rows_given_up += stats.rows_given_up
         self.images_finished += stats.images_finished
         self.lanes_set_aside += stats.lanes_set_aside
         self.nonfinite_lanes += stats.nonfinite_lanes
@@ -93,6 +101,8 @@ class EngineStatistics:
         lanes_set_aside: images half done that wait until it is their request's turn again.
         images_waiting: accepted images without a lane, those set aside included.
         images_waiting_limit: the bound of that.
+        requests_waiting: accepted requests that have not had a lane.
+        requests_waiting_limit: the bound of that.
         requests_active: requests that have not ended (without those not yet enqueued).
         seconds_per_row: measured pace; None before the first step.
         cache_bytes: in the cache of finished images.
@@ -104,6 +114,8 @@ class EngineStatistics:
     lanes_set_aside: int
     images_waiting: int
     images_waiting_limit: int
+    requests_waiting: int
+    requests_waiting_limit: int
     requests_active: int
     seconds_per_row: float | None
     cache_bytes: int

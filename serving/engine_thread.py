@@ -290,7 +290,9 @@ class EngineThread:
         if self._on_restart is not None:
             _call(self._on_restart, seat.model)
         detail = f"the engine broke: {type(error).__name__}"
-        seat.engine.end_all(Outcome.NETWORK_FAILED, detail)
+        stats = seat.engine.end_all(Outcome.NETWORK_FAILED, detail)
+        if self._on_step is not None:
+            _call(self._on_step, seat.model, stats)
 
     def _end_all(self, outcome: Outcome, detail: str) -> None:
         """Says done() to every request that is left, and refuses new ones from now on."""

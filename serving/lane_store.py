@@ -40,12 +40,14 @@ class LaneStore:
         self._leave(leaving)
         return moving.size
 
-    def drop(self, ended: BoolArray) -> None:
-        """Frees the lanes of the requests marked in `ended` [slots]."""
-        if self.lanes.count:
-            self._leave(ended[self.lanes.request[: self.lanes.count]])
+    def drop(self, ended: BoolArray) -> int:
+        """Frees the lanes of requests marked in `ended` [slots]; returns their rows_computed."""
+        if not self.lanes.count:
+            return 0
+        return self._leave(ended[self.lanes.request[: self.lanes.count]])
 
-    def _leave(self, leaving: BoolArray) -> None:
-        self.lanes.leave(leaving)
+    def _leave(self, leaving: BoolArray) -> int:
+        rows_computed = self.lanes.leave(leaving)
         if self.lanes.count == 0 and self.lanes.capacity > _SMALLEST:
             self.lanes = LaneTable(_SMALLEST, self._image_shape)
+        return rows_computed

@@ -36,6 +36,8 @@ class LaneTable:
         guided: bool [capacity], whether the lane takes a second row where its plan is guided.
         preview_every: int64 [capacity], 0 for no previews.
         request: int64 [capacity], the request's slot.
+        rows_computed: int64 [capacity], network rows that the image has taken so far; 0 once it is
+            handed over.
         arrays: all of these.
     """
 
@@ -58,10 +60,11 @@ class LaneTable:
         self.guided: BoolArray = np.zeros(capacity, dtype=np.bool_)
         self.preview_every: Int64Array = np.zeros(capacity, dtype=np.int64)
         self.request: Int64Array = np.zeros(capacity, dtype=np.int64)
+        self.rows_computed: Int64Array = np.zeros(capacity, dtype=np.int64)
         self.arrays: tuple[npt.NDArray[Any], ...] = (
             self.x, self.x_0_previous, self.seed, self.index, self.position, self.num_steps,
             self.plan, self.label, self.guidance_scale, self.guided, self.preview_every,
-            self.request,
+            self.request, self.rows_computed,
         )  # fmt: skip
 
     @property
@@ -72,13 +75,14 @@ class LaneTable:
     def take(self, lanes: int) -> slice:
         """Takes so many lanes and returns their rows, for the caller to fill (x too).
 
-        position and x_0_previous are 0 in them.
+        position, rows_computed and x_0_previous are 0 in them.
 
         Raises:
             ValueError: if fewer are free.
         """
         rows = self._grow(lanes)
         self.position[rows] = 0
+        self.rows_computed[rows] = 0
         self.x_0_previous[rows] = 0.0  # what a lane before left there may be NaN, and 0 * NaN is
         return rows
 
@@ -92,8 +96,13 @@ class LaneTable:
         for mine, theirs in zip(self.arrays, other.arrays, strict=True):
             np.take(theirs, lanes, axis=0, out=mine[rows], mode="clip")  # "clip" writes unbuffered
 
-    def leave(self, leaving: BoolArray) -> None:
-        """Frees the lanes marked in `leaving` [count] and packs the rest, moving few."""
+    def leave(self, leaving: BoolArray) -> int:
+        """Frees the lanes marked in `leaving` [count] and packs the rest, moving few.
+
+        Returns:
+            the sum of rows_computed of those that left.
+        """
+        rows_computed = int(self.rows_computed[: self.count] @ leaving)
         staying = ~leaving
         count = int(np.count_nonzero(staying))
         holes = leaving[:count].nonzero()[0]
@@ -102,6 +111,7 @@ class LaneTable:
             for array in self.arrays:
                 array[holes] = array[movers]
         self.count = count
+        return rows_computed
 
     def _grow(self, lanes: int) -> slice:
         if lanes > self.free:

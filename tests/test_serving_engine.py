@@ -307,7 +307,10 @@ def test_a_call_that_raises_ends_the_requests_of_its_batch_once_and_the_loop_goe
     assert_reference_pixels(MODEL, spec(num_steps=6, count=9), waiting.images)
     assert [stats.network_failures for stats in steps[:4]] == [0, 0, 1, 0]
     assert steps[2].requests_done == {Outcome.NETWORK_FAILED: 2}
-    assert engine.statistics().totals.network_failures == 1
+    totals = engine.statistics().totals
+    assert totals.network_failures == 1
+    assert totals.rows_finished == 9 * 6
+    assert totals.rows_given_up == 3 * 4  # two steps that were fine, and the one that raised
     assert_empty(engine)
 
 
@@ -335,8 +338,10 @@ def test_end_all_ends_what_waits_and_what_runs() -> None:
     engine = Engine(MODEL, FakeNetwork(), max_lanes=2)
     sinks = [submit(engine, spec(count=2))[1] for _ in range(3)]
     engine.step()
-    engine.end_all(Outcome.CANCELLED, "closing")
+    stats = engine.end_all(Outcome.CANCELLED, "closing")
     assert [sink.outcome for sink in sinks] == [Outcome.CANCELLED] * 3
+    assert stats.requests_done == {Outcome.CANCELLED: 3}
+    assert stats.rows_given_up == 2
     assert_empty(engine)
 
 
@@ -579,6 +584,10 @@ def test_a_random_script_ends_every_request_once_with_the_right_pixels(seed: int
         assert engine.statistics().totals.requests_done[outcome] == happened
     delivered = sum(len(sink.images) for _, sink in ledger.values())
     assert totals.images_finished == engine.statistics().totals.images_finished == delivered
+    of_images = sum(len(sink.images) * request.work_per_image for request, sink in ledger.values())
+    counted = engine.statistics().totals
+    assert counted.rows_finished == of_images
+    assert counted.rows_finished + counted.rows_given_up == counted.rows_useful
     for request, sink in ledger.values():
         if sink.outcome is Outcome.FINISHED:
             assert_reference_pixels(model, request, sink.images)

@@ -142,10 +142,18 @@ class EngineMachine(RuleBasedStateMachine):
             assert engine._queue.work_left[request.slot] == left
 
     @invariant()
+    def every_row_is_of_an_image_that_runs_is_finished_or_was_given_up(self) -> None:
+        engine, totals = self.engine, self.engine.statistics().totals
+        tables = (engine._lanes, engine._denoiser.aside.lanes)
+        running = sum(int(table.rows_computed[: table.count].sum()) for table in tables)
+        assert totals.rows_useful == running + totals.rows_finished + totals.rows_given_up
+
+    @invariant()
     def the_queue_is_bounded(self) -> None:
         statistics = self.engine.statistics()
         assert statistics.images_waiting <= MAX_QUEUED_IMAGES + MAX_LANES
         assert statistics.lanes_active <= MAX_LANES
+        assert statistics.requests_waiting <= statistics.requests_active
 
     def teardown(self) -> None:
         for _ in range(10_000):

@@ -7,7 +7,7 @@ from serving.lanes import LaneTable
 
 ATTRIBUTES = (
     "x_0_previous", "seed", "index", "position", "num_steps", "plan", "label", "guidance_scale",
-    "guided", "preview_every", "request",
+    "guided", "preview_every", "request", "rows_computed",
 )  # fmt: skip
 
 
@@ -31,8 +31,9 @@ def test_any_lanes_leaving_leaves_the_others_whole_and_packed() -> None:
         expected |= set(range(next_number, next_number + joining))
         next_number += joining
         leaving = generator.random(lanes.count) < generator.choice([0.0, 0.1, 0.5, 1.0])
-        expected -= set(lanes.index[: lanes.count][leaving].tolist())
-        lanes.leave(leaving)
+        gone = lanes.index[: lanes.count][leaving].tolist()
+        expected -= set(gone)
+        assert lanes.leave(leaving) == sum(gone)  # rows_computed holds the same numbers
         numbers = lanes.index[: lanes.count]
         assert lanes.count == len(expected)
         assert set(numbers.tolist()) == expected
@@ -56,7 +57,7 @@ def test_a_lane_taken_again_starts_from_nothing() -> None:
     lanes.x_0_previous[:] = np.nan
     lanes.leave(np.array([True, True]))
     lanes.take(2)
-    assert lanes.position.tolist() == [0, 0]
+    assert lanes.position.tolist() == lanes.rows_computed.tolist() == [0, 0]
     assert (lanes.x_0_previous == 0.0).all()
 
 

@@ -1,5 +1,7 @@
 """What is published is what happened, under the promised names, without any global state."""
 
+import dataclasses
+
 import prometheus_client
 from prometheus_client.parser import text_string_to_metric_families
 
@@ -10,8 +12,8 @@ from serving.request import Outcome
 
 def statistics(**changes: int) -> EngineStatistics:
     """Of an engine without work."""
-    names = "lanes_active lanes_capacity lanes_set_aside images_waiting images_waiting_limit"
-    counts = dict.fromkeys([*names.split(), "requests_active", "cache_bytes"], 0) | changes
+    names = {field.name for field in dataclasses.fields(EngineStatistics)}
+    counts = dict.fromkeys(names - {"seconds_per_row", "totals"}, 0) | changes
     return EngineStatistics(**counts, seconds_per_row=None, totals=EngineTotals())
 
 
