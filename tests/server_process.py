@@ -152,9 +152,12 @@ def started_server(
     flags: tuple[str, ...] = (),
     variables: dict[str, str] | None = None,
     program: tuple[str, ...] = ("-m", "serving"),
+    port: int | None = None,
 ) -> Iterator[ServerProcess]:
-    """Starts a server on free ports, does not wait for it, and kills it at the end."""
-    port, http_port = free_port(), free_port()
+    """Starts a server, does not wait for it, and kills it at the end. Its ports are free ones,
+    unless the gRPC port is given.
+    """
+    port, http_port = port or free_port(), free_port()
     command = [sys.executable, "-W", "error", *program]
     for model in models:
         command += ["--model", str(model)]

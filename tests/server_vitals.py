@@ -1,5 +1,6 @@
 """What the system says about a server process. Linux only."""
 
+import os
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -22,3 +23,9 @@ def vitals(pid: int) -> Vitals:
     rss_kib = int(status["VmRSS"].split()[0])
     files = sum(1 for _ in (process / "fd").iterdir())
     return Vitals(rss_kib * 1024, int(status["Threads"]), files)
+
+
+def cpu_seconds(pid: int) -> float:
+    """CPU time that a process has used since its start, all threads together."""
+    fields = Path(f"/proc/{pid}/stat").read_text("ascii").rpartition(")")[2].split()
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")

@@ -10,6 +10,7 @@ from google.rpc import error_details_pb2, status_pb2
 _DETAILS_KEY = "grpc-status-details-bin"
 _PUSHBACK_KEY = "grpc-retry-pushback-ms"
 _REQUEST_ID_KEY = "x-request-id"
+_RESET = "RST_STREAM"
 _KINDS = (error_details_pb2.BadRequest, error_details_pb2.RetryInfo, error_details_pb2.ErrorInfo)
 
 
@@ -133,6 +134,10 @@ def from_rpc_error(error: grpc.RpcError, target: str) -> ClientError:
             retry_after_seconds = detail.retry_delay.ToMilliseconds() / 1000
         else:
             answered = True
+    if code == "INTERNAL" and request_id is None and _RESET in message:
+        # A proxy says so when the server behind it dies in the middle of a stream. What a server
+        # itself calls INTERNAL has the id of the request.
+        code = "UNAVAILABLE"
     if code == "UNAVAILABLE" and not answered:
         message = _no_answer(message, target)
     elif code == "DEADLINE_EXCEEDED":
@@ -161,6 +166,8 @@ def _no_answer(reason: str, target: str) -> str:
             f"{target} closed the connection: the server has stopped, or it asks for TLS"
             " or for a certificate"
         )
+    if _RESET in reason:
+        return f"the server behind {target} stopped before the answer was complete"
     port = target.rpartition(":")[2]
     flag = f" --port {port}" if port.isdigit() and port != "50051" else ""
     return f"no server answers at {target}; start one with: python -m serving{flag}"
