@@ -44,6 +44,9 @@ class Delivery:
 
     The engine never waits here: it puts down what it has and goes on. Images are kept until they
     are taken; of the previews only the newest of each unfinished image, and at most `max_previews`.
+
+    Attributes:
+        was_started: whether the request's first image has entered a batch.
     """
 
     def __init__(
@@ -53,6 +56,7 @@ class Delivery:
         streaming: bool,
         max_previews: int = MAX_PREVIEWS,
     ) -> None:
+        self.was_started = False
         self._loop = loop
         self._streaming = streaming
         self._max_previews = max_previews
@@ -64,8 +68,14 @@ class Delivery:
         self._woken = False
         self._wake = asyncio.Event()
 
+    @property
+    def has_ended(self) -> bool:
+        """Whether the engine is done with the request; its reader may not be."""
+        return self._ending is not None
+
     def started(self) -> None:
-        """Nothing to do: the engine measures the wait itself."""
+        """Notes it; the engine measures the wait itself. Called on the engine's thread."""
+        self.was_started = True
 
     def image(self, index: int, pixels: Pixels) -> None:
         """Takes a finished image. Called on the engine's thread."""

@@ -11,15 +11,16 @@ import grpc
 
 from serving import refusal, request_id
 from serving.answers import Accepted
-from serving.delivery import Ending
+from serving.delivery import Delivery, Ending
 from serving.metrics import Metrics
-from serving.receiving import Context, receive
+from serving.receiving import (
+    DEADLINE_SLACK_SECONDS,
+    Context,
+    cancellation_code,
+    receive,
+)
 from serving.refusal import RefusedError
 from serving.tokens import Tokens
-
-# A caller's RST_STREAM can reach the server a moment before the server's own timer for the same
-# deadline fires. A cancellation this close to the deadline is counted as the deadline.
-_DEADLINE_SLACK_SECONDS = 0.1
 
 _log = logging.getLogger(__name__)
 _access_log = logging.getLogger("serving.access")
@@ -36,7 +37,9 @@ class Exchange:
         request_id: the client's own, or one that was drawn.
         accepted: what is asked for, once that is known to be possible.
         accepted_after_seconds: how long it took until then.
+        delivery: what the engine has for it, once it has been handed over.
         ending: how it ended in the engine, once it has.
+        images_sent: that gRPC has taken.
     """
 
     def __init__(self, method: str, context: Context) -> None:
@@ -45,7 +48,9 @@ class Exchange:
         self.request_id = request_id.choose(context.invocation_metadata())
         self.accepted: Accepted | None = None
         self.accepted_after_seconds = 0.0
+        self.delivery: Delivery | None = None
         self.ending: Ending | None = None
+        self.images_sent = 0
         # It is gone from the context once the connection is.
         self._peer = context.peer()
         self._start_seconds = time.monotonic()
@@ -62,7 +67,7 @@ class Exchange:
         self.accepted_after_seconds = self.seconds
         deadline_seconds = accepted.spec.deadline_seconds
         if deadline_seconds is not None:
-            self._bounds.reschedule(_loop_seconds(deadline_seconds + _DEADLINE_SLACK_SECONDS))
+            self._bounds.reschedule(_loop_seconds(deadline_seconds + DEADLINE_SLACK_SECONDS))
 
     def abandon(self) -> None:
         """Ends it with UNAVAILABLE, wherever it is."""
@@ -86,6 +91,15 @@ class Exchange:
             if self._abandoned:
                 raise refusal.abandoned() from None
             raise refusal.deadline_exceeded() from None
+
+    @property
+    def phase(self) -> str:
+        """How far it is: one of metric_families.PHASES."""
+        if self.delivery is None:
+            return "arriving"
+        if self.delivery.has_ended:
+            return "sending"
+        return "running" if self.delivery.was_started else "queued"
 
     @property
     def seconds(self) -> float:
@@ -192,9 +206,9 @@ class Exchanges:
         except asyncio.CancelledError:
             # Only the client causes this (it left, or its deadline passed), so there is nobody to
             # answer. A cancellation that began here would leave the client waiting.
-            left = exchange.seconds_left
-            expired = left is not None and left <= _DEADLINE_SLACK_SECONDS
-            code = grpc.StatusCode.DEADLINE_EXCEEDED if expired else grpc.StatusCode.CANCELLED
+            code = cancellation_code(context)
+            if code is grpc.StatusCode.CANCELLED:
+                self._metrics.request_cancelled(exchange.phase)
             raise
         except Exception as error:  # noqa: BLE001  (its text must not reach the client)
             refused = _internal(exchange, error)

@@ -21,6 +21,9 @@ logger = logging.getLogger(__name__)
 
 Provider = Literal["cpu", "cuda"]
 
+RUNTIME_VERSION: str = onnxruntime.__version__
+"""Of ONNX Runtime."""
+
 BUCKETS = (1, 2, 4, 8, 16, 32, 64, 128)
 """Batch sizes that are used on CUDA; past the last, its multiples. On the CPU any size is."""
 

@@ -5,13 +5,15 @@ import contextlib
 import json
 import logging
 import os
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 
-from serving import health, listening
+from serving import health, listening, reflection
+from serving.call_metrics import counted
 from serving.configuration import ServerConfig
 from serving.health import Health, Readiness
 from serving.http import HttpServer, make_app
+from serving.metrics import Metrics
 from serving.reflection import Reflection
 from serving.service import SERVICE_NAME, DiffusionService
 from serving.tls import Certificates
@@ -44,7 +46,7 @@ class Ports:
         self,
         service: DiffusionService,
         readiness: Readiness,
-        metrics: Callable[[], tuple[bytes, str]],
+        metrics: Metrics,
         tokens: Tokens | None,
     ) -> AsyncIterator[None]:
         """Opens both ports, and closes them at the end when answers that are on their way are out.
@@ -52,7 +54,7 @@ class Ports:
         Args:
             service: what clients ask.
             readiness: for health checks, which are answered from now on.
-            metrics: returns the body of /metrics and its content type.
+            metrics: what /metrics says, and where every call is counted.
             tokens: whose tokens reflection asks for.
 
         Raises:
@@ -62,11 +64,13 @@ class Ports:
         files = config.tls_files
         credentials = None if files is None else Certificates(files).credentials()
         server = listening.make_grpc_server(config.connection_limits)
+        health_service = Health(readiness, [SERVICE_NAME])
+        reflection_service = Reflection([SERVICE_NAME, health.SERVICE_NAME], tokens)
         server.add_generic_rpc_handlers(
             (
-                service.handler(),
-                Health(readiness, [SERVICE_NAME]).handler(),
-                Reflection([SERVICE_NAME, health.SERVICE_NAME], tokens).handler(),
+                counted(SERVICE_NAME, service.handler(), metrics),
+                counted(health.SERVICE_NAME, health_service.handler(), metrics),
+                counted(reflection.SERVICE_NAME, reflection_service.handler(), metrics),
             )
         )
         with contextlib.closing(
@@ -74,7 +78,7 @@ class Ports:
         ) as listener:
             self.grpc_port = listening.open_grpc_port(server, config.host, config.port, credentials)
             self.http_port = int(listener.getsockname()[1])
-            http = HttpServer(make_app(readiness, metrics), listener)
+            http = HttpServer(make_app(readiness, metrics.exposition), listener)
             await server.start()
             http_task = asyncio.create_task(http.run_until_stopped())
             tls = "" if credentials is None else " with TLS"

@@ -1,4 +1,4 @@
-"""Takes the one message of a request from gRPC.
+"""Takes the one message of a request from gRPC, and says why a request was cancelled.
 
 Methods are registered as if their requests were streams, which looks the same on the wire: for a
 request that ends without a message, gRPC's asyncio server would otherwise never call the method and
@@ -15,7 +15,20 @@ from serving.validation import Violation
 ARRIVAL_SECONDS = 20.0
 """A request is some hundred bytes, which take no time on any network."""
 
+_LEAVING_SECONDS = 0.05
+
+# A caller's RST_STREAM can reach the server a moment before the server's own timer for the same
+# deadline fires. A cancellation this close to the deadline is counted as the deadline.
+DEADLINE_SLACK_SECONDS = 0.1
+
 Context = grpc.aio.ServicerContext[bytes, bytes]
+
+
+def cancellation_code(context: Context) -> grpc.StatusCode:
+    """Returns why the work on a request was cancelled: its client left, or its deadline passed."""
+    left: float | None = context.time_remaining()  # None without a deadline
+    expired = left is not None and left <= DEADLINE_SLACK_SECONDS
+    return grpc.StatusCode.DEADLINE_EXCEEDED if expired else grpc.StatusCode.CANCELLED
 
 
 async def receive(context: Context, *, seconds: float = ARRIVAL_SECONDS) -> bytes:
@@ -26,10 +39,12 @@ async def receive(context: Context, *, seconds: float = ARRIVAL_SECONDS) -> byte
     """
     try:
         async with asyncio.timeout(seconds):
-            message = await context.read()
+            message: object = await context.read()
     except TimeoutError:
         text = f"it did not arrive within {seconds:g} s"
         raise refusal.invalid([Violation("request", text, "NOT_RECEIVED")]) from None
     if not isinstance(message, bytes):  # grpc.aio.EOF
+        # Of a client that has left, this comes a moment before the cancellation.
+        await asyncio.sleep(_LEAVING_SECONDS)
         raise refusal.invalid([Violation("request", "there is no message", "NOT_RECEIVED")])
     return message

@@ -16,6 +16,7 @@ from serving.engine_thread import EngineThread
 from serving.health import Phase, Readiness
 from serving.loading import EngineSettings, LoadedModel, load_model, load_models
 from serving.metrics import Metrics
+from serving.network import RUNTIME_VERSION
 from serving.ports import Ports
 from serving.reloading import Reloader
 from serving.service import SERVICE_NAME, DiffusionService
@@ -103,9 +104,7 @@ class Server:
     @contextlib.asynccontextmanager
     async def _open(self) -> AsyncIterator[None]:
         try:
-            async with self.ports.open(
-                self._service, self._readiness, self._metrics.exposition, self._tokens
-            ):
+            async with self.ports.open(self._service, self._readiness, self._metrics, self._tokens):
                 yield
         finally:
             self._service.close()
@@ -135,9 +134,16 @@ class Server:
         return engine_thread
 
     def _publish(self, model: LoadedModel) -> None:
-        name, bit_equal = model.served.name, model.report.bit_equal
-        self._metrics.model_loaded(name, model.served.version, model.provider, bit_equal)
-        self._metrics.watch_engine(name, model.engine.statistics)
+        served = model.served
+        self._metrics.model_loaded(
+            served.name,
+            version=served.version,
+            provider=model.provider,
+            runtime_version=RUNTIME_VERSION,
+            label_names=served.label_names,
+            bit_equal=model.report.bit_equal,
+        )
+        self._metrics.watch_engine(served.name, model.engine.statistics)
 
     def _start_reloading(
         self, loaded: list[LoadedModel], engine_thread: EngineThread

@@ -123,9 +123,7 @@ class DiffusionService:
         assert ending is not None
         body = await self._off_loop(answers.response, accepted, parcel.images, ending)
         self._note_computed(accepted, ending)
-        self._metrics.images_delivered(
-            accepted.model.name, _label_name(accepted), len(parcel.images)
-        )
+        self._note_sent(exchange, accepted, len(parcel.images))
         return body
 
     async def _generate_stream(self, exchange: Exchange, request: bytes) -> None:
@@ -137,7 +135,7 @@ class DiffusionService:
             for position, message in enumerate(messages):
                 await _write(exchange.context, message)
                 if position < len(parcel.images):
-                    self._metrics.images_delivered(accepted.model.name, _label_name(accepted), 1)
+                    self._note_sent(exchange, accepted, 1)
 
         parcel = await self._run(exchange, accepted, streaming=True, on_parcel=send)
         ending = parcel.ending
@@ -168,6 +166,7 @@ class DiffusionService:
             ) from None
         except EngineUnavailable:
             raise refusal.unavailable(Phase.FAILED.value) from None
+        exchange.delivery = delivery
         ending: Ending | None = None
         try:
             while True:
@@ -231,6 +230,13 @@ class DiffusionService:
     async def _off_loop(self, function: Callable[..., _AnswerT], *arguments: object) -> _AnswerT:
         loop = asyncio.get_running_loop()
         return await loop.run_in_executor(self._encoders, function, *arguments)
+
+    def _note_sent(self, exchange: Exchange, accepted: Accepted, images: int) -> None:
+        model = accepted.model.name
+        if not exchange.images_sent:
+            self._metrics.first_image_sent(exchange.method, model, exchange.seconds)
+        exchange.images_sent += images
+        self._metrics.images_delivered(model, _label_name(accepted), images)
 
     def _note_computed(self, accepted: Accepted, ending: Ending) -> None:
         self._metrics.request_computed(

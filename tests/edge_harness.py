@@ -12,7 +12,8 @@ import grpc
 import pytest
 from google.rpc import error_details_pb2, status_pb2
 
-from serving import listening
+from serving import health, listening, reflection
+from serving.call_metrics import counted
 from serving.engine import Engine
 from serving.engine_thread import EngineThread
 from serving.exchange import Finished
@@ -116,9 +117,9 @@ async def running_edge(
     server = listening.make_grpc_server()
     server.add_generic_rpc_handlers(
         (
-            service.handler(),
-            Health(readiness, [SERVICE_NAME]).handler(),
-            Reflection([SERVICE_NAME], tokens).handler(),
+            counted(SERVICE_NAME, service.handler(), metrics),
+            counted(health.SERVICE_NAME, Health(readiness, [SERVICE_NAME]).handler(), metrics),
+            counted(reflection.SERVICE_NAME, Reflection([SERVICE_NAME], tokens).handler(), metrics),
         )
     )
     port = listening.open_grpc_port(server, "127.0.0.1", 0)

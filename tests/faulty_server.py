@@ -1,56 +1,83 @@
 """`python -m serving` with faults on demand; a program, started by tests.
 
-SIGUSR1 makes the engine's thread die at its next step, SIGUSR2 makes it hang there, SIGRTMIN + 1
-(SLOW) makes each step take SLOW_SECONDS longer. A file named by PROMISE_GATE is waited for before
-anything is loaded. SIGRTMIN logs how many asyncio tasks there are.
+Each of these signals begins a fault, and ends it when it comes again:
+
+- SIGUSR1: the engine breaks at its next step;
+- SIGUSR2: the engine's thread hangs there;
+- SLOW: each step takes SLOW_SECONDS longer;
+- NAN: the network gives NaN for the first row of each batch;
+- RAISE: the network raises.
+
+SIGRTMIN logs how many asyncio tasks there are. A file named by PROMISE_GATE is waited for before
+anything is loaded; with PROMISE_UNEQUAL a row's result depends on the size of its batch.
 """
 
 import asyncio
 import logging
 import os
 import signal
-import threading
 import time
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from serving import loading, server
 from serving.__main__ import main
 from serving.engine import Engine
+from serving.network import OnnxNetwork
 
 GATE = "PROMISE_GATE"
+UNEQUAL = "PROMISE_UNEQUAL"
 SLOW = signal.SIGRTMIN + 1
 SLOW_SECONDS = 0.3
+NAN = signal.SIGRTMIN + 2
+RAISE = signal.SIGRTMIN + 3
 
-_fault: list[str] = []
+_faults: set[int] = set()
 
 
 def install() -> None:
     """Puts the faults into the server of this process."""
-    step = Engine.step
+    step, call = Engine.step, OnnxNetwork.__call__
 
     def faulty_step(engine: Engine) -> Any:
-        if "die" in _fault:
+        if signal.SIGUSR1 in _faults:
             raise RuntimeError("a bug in the engine, put there by a test")
-        if "hang" in _fault:
-            threading.Event().wait()
-        if "slow" in _fault:
+        while signal.SIGUSR2 in _faults:
+            time.sleep(0.01)
+        if SLOW in _faults:
             time.sleep(SLOW_SECONDS)
         return step(engine)
 
-    def gated_load(*arguments: Any, **settings: Any) -> Any:
-        gate = Path(os.environ[GATE])
-        while not gate.exists():
-            time.sleep(0.01)
-        return loading.load_models(*arguments, **settings)
+    def faulty_call(network: OnnxNetwork, x_t: Any, emb: Any, /) -> Any:
+        if RAISE in _faults:
+            raise RuntimeError("a broken network, put there by a test")
+        eps = call(network, x_t, emb)
+        if NAN in _faults:
+            eps[0] = np.nan
+        if UNEQUAL in os.environ:
+            eps += np.float32(1e-3 * len(eps))
+        return eps
 
     setattr(Engine, "step", faulty_step)  # noqa: B010  (no type checker likes the other way)
+    setattr(OnnxNetwork, "__call__", faulty_call)  # noqa: B010
     if GATE in os.environ:
-        setattr(server, "load_models", gated_load)  # noqa: B010
-    signal.signal(signal.SIGUSR1, lambda *_: _fault.append("die"))
-    signal.signal(signal.SIGUSR2, lambda *_: _fault.append("hang"))
-    signal.signal(SLOW, lambda *_: _fault.append("slow"))
+        setattr(server, "load_models", _gated_load)  # noqa: B010
+    for fault in (signal.SIGUSR1, signal.SIGUSR2, SLOW, NAN, RAISE):
+        signal.signal(fault, _toggle)
     signal.signal(signal.SIGRTMIN, lambda *_: _log_tasks())
+
+
+def _gated_load(*arguments: Any, **settings: Any) -> Any:
+    gate = Path(os.environ[GATE])
+    while not gate.exists():
+        time.sleep(0.01)
+    return loading.load_models(*arguments, **settings)
+
+
+def _toggle(fault: int, _: object) -> None:
+    _faults.symmetric_difference_update({fault})
 
 
 def _log_tasks() -> None:

@@ -11,6 +11,7 @@ from typing import Any
 from serving.client import AsyncClient, ClientError, GeneratedImage
 from tests.server_process import Samples, sample
 
+SERVICE = "simple_diffusion.v1.DiffusionService"
 SAMPLERS = ("ddpm", "ddim", "dpmpp_2m", "ddim_stochastic")
 LONG: dict[str, Any] = {"count": 8, "num_steps": 1000, "sampler": "ddpm", "guidance_scale": 1.0}
 """Seconds of work: such a request can be cancelled, or run out of time, before it is finished."""
@@ -23,10 +24,12 @@ class Ledger:
     Attributes:
         statuses: how many calls of each method ended with each status.
         images: how many images of each label were received.
+        messages: how many messages of each method were received.
     """
 
     statuses: Counter[tuple[str, str]] = field(default_factory=Counter)
     images: Counter[int] = field(default_factory=Counter)
+    messages: Counter[str] = field(default_factory=Counter)
 
     async def generate(self, client: AsyncClient, label: int, count: int, **options: Any) -> None:
         """Calls Generate and writes down how it ended."""
@@ -34,6 +37,7 @@ class Ledger:
         async def call() -> None:
             made = await client.generate(label, count, **options)
             self.images[label] += len(made.images)
+            self.messages["Generate"] += 1
 
         await self._note("Generate", call())
 
@@ -44,6 +48,8 @@ class Ledger:
             async with client.stream(label, count, **options) as events:
                 async for event in events:
                     self.images[label] += isinstance(event, GeneratedImage)
+                    self.messages["GenerateStream"] += 1
+            self.messages["GenerateStream"] += 1  # the summary
 
         await self._note("GenerateStream", call())
 
@@ -73,6 +79,30 @@ class Ledger:
                 key = sample("diffusion_images_total", model=model, label=str(label))
                 counted[key] = float(number)
         return counted
+
+    def as_grpc_counters(self) -> Samples:
+        """Returns the same for the grpc_server_... metrics; every request arrived whole."""
+        types = {"Generate": "unary", "GenerateStream": "server_stream"}
+        labels = {
+            method: {"grpc_type": kind, "grpc_service": SERVICE, "grpc_method": method}
+            for method, kind in types.items()
+        }
+        counted: Samples = {}
+        for (method, code), number in self.statuses.items():
+            key = sample("grpc_server_handled_total", **labels[method], grpc_code=go_code(code))
+            counted[key] = float(number)
+            for name in ("grpc_server_started_total", "grpc_server_msg_received_total"):
+                key = sample(name, **labels[method])
+                counted[key] = counted.get(key, 0.0) + number
+        for method, number in self.messages.items():
+            counted[sample("grpc_server_msg_sent_total", **labels[method])] = float(number)
+        return counted
+
+
+def go_code(code: str) -> str:
+    """The name of a status as Go writes it."""
+    words = code.replace("CANCELLED", "CANCELED").split("_")
+    return code if code == "OK" else "".join(map(str.title, words))
 
 
 def digests(images: Iterable[GeneratedImage]) -> dict[int, str]:

@@ -142,7 +142,7 @@ def counters(before: Samples, after: Samples) -> Samples:
     return {
         key: value
         for key, value in changed.items()
-        if value and key[0].startswith("diffusion_") and key[0].endswith("_total")
+        if value and key[0].startswith(("diffusion_", "grpc_")) and key[0].endswith("_total")
     }
 
 
