@@ -22,7 +22,7 @@ from serving.bundle import load_bundle
 from serving.denoiser import EngineModel, Network
 from serving.engine import Engine
 from serving.lane_count import CANDIDATES, measure_lane_count
-from serving.network import OnnxNetwork, embedding_table, resolve_provider
+from serving.network import embedding_table, make_network, resolve_provider
 from serving.request import GenerateSpec, NullSink
 
 
@@ -149,10 +149,10 @@ def main(
 ) -> None:
     """Prints engine steps per second against bare network calls per second."""
     bundle = load_bundle(model)
-    network = OnnxNetwork(bundle, provider=resolve_provider(provider), num_threads=num_threads)
+    network = make_network(bundle, resolve_provider(provider), num_threads)
     drawn = EngineModel.from_manifest(bundle.manifest, embedding_table(bundle))
     if lanes is None:
-        candidates = network.buckets or CANDIDATES
+        candidates = network.lane_counts or CANDIDATES
         lanes = measure_lane_count(drawn, network, candidates=candidates).max_lanes
     measured = measure(
         drawn, network, lanes, sampler=sampler, turns=turns, turn_seconds=turn_seconds

@@ -17,14 +17,14 @@ from diffusion.noise import standard_normal
 from evaluation.checks import check_images, check_labels
 from serving.bundle import load_bundle
 from serving.denoiser import EngineModel, Network
-from serving.network import OnnxNetwork, embedding_table, resolve_provider
+from serving.network import embedding_table, make_network, resolve_provider
 from training.config import require
 
 _ROWS = 100
 """Images in a call of the network."""
 
 
-def load_network(path: str | Path, provider: str = "auto") -> tuple[EngineModel, OnnxNetwork]:
+def load_network(path: str | Path, provider: str = "auto") -> tuple[EngineModel, Network]:
     """A bundle as ``denoising_error`` takes it.
 
     Args:
@@ -36,7 +36,7 @@ def load_network(path: str | Path, provider: str = "auto") -> tuple[EngineModel,
     """
     bundle = load_bundle(path)
     model = EngineModel.from_manifest(bundle.manifest, embedding_table(bundle))
-    return model, OnnxNetwork(bundle, provider=resolve_provider(provider))
+    return model, make_network(bundle, resolve_provider(provider))
 
 
 def denoising_error(

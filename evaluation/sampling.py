@@ -13,7 +13,7 @@ from evaluation.setting import Setting
 from serving.bundle import Manifest, load_bundle
 from serving.denoiser import EngineModel, Network
 from serving.engine import Engine
-from serving.network import OnnxNetwork, embedding_table, resolve_provider
+from serving.network import embedding_table, make_network, resolve_provider
 from serving.request import GenerateSpec, Outcome, Pixels
 
 _MAX_LANES = {"cpu": 64, "cuda": 512}
@@ -66,7 +66,9 @@ class ImageSource:
         self.manifest: Manifest = self.bundle.manifest
         self.provider = resolve_provider(provider)
         self.model = EngineModel.from_manifest(self.manifest, embedding_table(self.bundle))
-        self.network: Network = OnnxNetwork(self.bundle, provider=self.provider)
+        self.network: Network = make_network(
+            self.bundle, self.provider, max_lanes=max_lanes or _MAX_LANES[self.provider]
+        )
         self._max_lanes = max_lanes or _MAX_LANES[self.provider]
 
     def identity(self, setting: Setting | None = None) -> dict[str, Any]:

@@ -4,6 +4,8 @@ Knows lanes and plans, but no request, queue or clock.
 """
 
 import math
+import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Protocol, Self
 
@@ -77,7 +79,8 @@ class Denoised:
     """What one step did to the lanes 0 .. N-1 of the table.
 
     Args:
-        x_0: float32 [N, C, H, W], the estimates. Not meaningful where `nonfinite`.
+        x_0: float32 [N, C, H, W], the estimates. Not meaningful where `nonfinite`, nor where no
+            lane has previews.
         finished: bool [N], the lanes whose x is now their image.
         nonfinite: bool [N], the lanes for which the network gave NaN or Inf.
     """
@@ -94,11 +97,20 @@ class Denoiser:
         lanes: the lane table; `lanes.leave` is the caller's to call.
         aside: the lanes that were set aside.
         plans: the plan table; a plan is acquired before lanes join with it.
+        network_seconds: that the network took in the last step, whether it succeeded or not.
     """
 
-    def __init__(self, model: EngineModel, network: Network, max_lanes: int) -> None:
+    def __init__(
+        self,
+        model: EngineModel,
+        network: Network,
+        max_lanes: int,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
         table = np.ascontiguousarray(model.embedding_table)
         self._network = network
+        self._clock = clock
+        self.network_seconds = 0.0
         self._clip = model.clip
         self._null_label = model.null_label
         self._labels = table.shape[1]
@@ -222,7 +234,11 @@ class Denoiser:
             np.add(emb_row[guided], self._null_label, out=emb_row[n:])
         emb_row[:n] += lanes.label[:n]
         np.take(self._table, emb_row, axis=0, out=emb, mode="clip")  # "clip" writes unbuffered
-        eps = self._network(x, emb)
+        begin = self._clock()
+        try:
+            eps = self._network(x, emb)
+        finally:
+            self.network_seconds = self._clock() - begin
         if eps.shape != x.shape or eps.dtype != np.float32:
             raise ValueError(
                 f"the network gave {eps.dtype} {list(eps.shape)} for float32 {list(x.shape)}"

@@ -14,12 +14,13 @@ from collections.abc import Callable, Mapping
 import numpy as np
 
 from serving.admission import Admission
-from serving.denoiser import Denoised, Denoiser, EngineModel, Network
+from serving.denoiser import Denoised, EngineModel, Network
+from serving.device_denoiser import make_denoiser
 from serving.engine_statistics import EngineStatistics, EngineTotals, StepStats
 from serving.hand_over import HandOver
 from serving.image_cache import ImageCache
 from serving.lane_giver import LaneGiver
-from serving.lanes import BoolArray, Float32Array, Int64Array
+from serving.lanes import BoolArray, Int64Array
 from serving.pace import Pace
 from serving.request import GenerateSpec, Outcome, Sink
 from serving.request_book import ActiveRequest, RequestBook, Ticket, tell_done
@@ -95,7 +96,7 @@ class Engine:
         self._start_empty()
 
     def _start_empty(self) -> None:
-        self._denoiser = Denoiser(self._model, self._timed_network, self._max_lanes)
+        self._denoiser = make_denoiser(self._model, self._network, self._max_lanes, self._clock)
         self._lanes = self._denoiser.lanes
         self._queue = self._make_queue()
         self._book = RequestBook(self._queue.slots)
@@ -275,14 +276,8 @@ class Engine:
         else:
             self._take_results(denoised, stats)
             finished = denoised.finished
+        stats.network_seconds = self._denoiser.network_seconds
         self._free_lanes(finished)
-
-    def _timed_network(self, x_t: Float32Array, emb: Float32Array) -> Float32Array:
-        begin = self._clock()
-        try:
-            return self._network(x_t, emb)
-        finally:
-            self._stats.network_seconds = self._clock() - begin
 
     def _take_results(self, denoised: Denoised, stats: StepStats) -> None:
         """Previews and images to their sinks; ends requests that are complete or have failed."""

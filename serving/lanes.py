@@ -38,6 +38,7 @@ class LaneTable:
         request: int64 [capacity], the request's slot.
         rows_computed: int64 [capacity], network rows that the image has taken so far; 0 once it is
             handed over.
+        device_row: int64 [capacity], for a denoiser that keeps the images elsewhere.
         arrays: all of these.
     """
 
@@ -61,10 +62,11 @@ class LaneTable:
         self.preview_every: Int64Array = np.zeros(capacity, dtype=np.int64)
         self.request: Int64Array = np.zeros(capacity, dtype=np.int64)
         self.rows_computed: Int64Array = np.zeros(capacity, dtype=np.int64)
+        self.device_row: Int64Array = np.zeros(capacity, dtype=np.int64)
         self.arrays: tuple[npt.NDArray[Any], ...] = (
             self.x, self.x_0_previous, self.seed, self.index, self.position, self.num_steps,
             self.plan, self.label, self.guidance_scale, self.guided, self.preview_every,
-            self.request, self.rows_computed,
+            self.request, self.rows_computed, self.device_row,
         )  # fmt: skip
 
     @property

@@ -9,10 +9,20 @@ from serving.bundle import BundleError, Manifest, load_bundle
 from serving.denoiser import EngineModel
 from serving.engine import Engine
 from serving.lane_count import CANDIDATES, measure_lane_count
-from serving.network import OnnxNetwork, Provider, embedding_table, resolve_provider
+from serving.network import (
+    Provider,
+    ProviderError,
+    embedding_table,
+    make_network,
+    resolve_provider,
+)
 from serving.scheduling import SchedulingPolicy
 from serving.self_test import BATCH_SIZES, SelfTestReport, run_self_test
 from serving.validation import ServedModel
+
+LARGEST_STEP_DIFFERENCE = 1e-3
+"""Between images in [-1, 1] that a device and NumPy draw with the same eps: an eighth of what a
+byte of a pixel stands for. It should be 0; beyond this the device computes something else."""
 
 _log = logging.getLogger(__name__)
 
@@ -80,12 +90,14 @@ def load_model(
     """
     bundle = load_bundle(path)
     manifest = bundle.manifest
-    network = OnnxNetwork(bundle, provider=provider, num_threads=num_threads)
+    fixed = settings.max_lanes
+    network = make_network(
+        bundle, provider, num_threads, max_lanes=None if fixed == "auto" else fixed
+    )
     model = EngineModel.from_manifest(manifest, embedding_table(bundle, num_threads=num_threads))
     # On CUDA the sizes that are run are the buckets, and all of them are tried.
     sizes = network.buckets or BATCH_SIZES
-    fixed = settings.max_lanes
-    candidates = network.buckets or CANDIDATES
+    candidates = network.lane_counts or CANDIDATES
     if fixed != "auto":  # two sizes, and no large one: for the first pace only
         candidates = tuple(sorted({1, min(fixed, 64)}))
     try:
@@ -97,6 +109,8 @@ def load_model(
     report = run_self_test(model, network, max_lanes=max_lanes, batch_sizes=sizes)
     if not report.finite:
         raise BundleError(f"bundle {str(path)!r}: {report.summary()}")
+    if (report.step_difference or 0.0) > LARGEST_STEP_DIFFERENCE:
+        raise ProviderError(f"{provider} does not draw what it should: {report.summary()}")
     level = logging.INFO if report.bit_equal else logging.WARNING
     _log.log(level, "%s %s on %s: %s", manifest.name, manifest.version, provider, report.summary())
     engine = Engine(

@@ -10,10 +10,12 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from diffusion.noise import standard_normal
-from serving.denoiser import EngineModel, Network
+from serving.denoiser import Denoiser, EngineModel, Network
+from serving.device_denoiser import DeviceDenoiser
 from serving.engine import Engine
 from serving.lanes import Float32Array
 from serving.request import GenerateSpec, NullSink, Outcome, Pixels
+from serving.step_network import StepNetwork
 
 BATCH_SIZES = (1, 2, 3, 8, 17)
 """Rows per batch that are tried, besides the largest batch that the engine can make."""
@@ -40,12 +42,15 @@ class SelfTestReport:
         trajectory_equal: whether a request's pixels alone and in a mixed crowd were equal.
         finite: whether every eps was finite.
         seconds: that it took.
+        step_difference: the largest between images that the network's device and NumPy drew with
+            the same eps; None if NumPy draws them anyway.
     """
 
     batches: tuple[BatchResult, ...]
     trajectory_equal: bool
     finite: bool
     seconds: float
+    step_difference: float | None = None
 
     @property
     def bit_equal(self) -> bool:
@@ -67,6 +72,8 @@ class SelfTestReport:
                 f"rows alone and in a crowd differ by up to {worst:.3g} in batches of "
                 f"{', '.join(unequal) or 'none'}; pixels of a whole trajectory are {pixels}"
             )
+        if self.step_difference is not None:
+            found += f"; steps on the device and in NumPy differ by {self.step_difference:.3g}"
         return f"self-test at {sizes} rows in {self.seconds:.2f} s: {found}"
 
 
@@ -106,7 +113,12 @@ def run_self_test(
         by_itself = np.concatenate([alone[row] for row in probes])
         batches.append(_compare(size, by_itself, crowd))
     trajectory_equal = _trajectory_equal(model, network, max_lanes)
-    return SelfTestReport(tuple(batches), trajectory_equal, finite, time.monotonic() - begin)
+    difference = None
+    if isinstance(network, StepNetwork):
+        difference = _step_difference(model, network, max_lanes)
+    return SelfTestReport(
+        tuple(batches), trajectory_equal, finite, time.monotonic() - begin, difference
+    )
 
 
 def _compare(rows: int, alone: Float32Array, crowd: Float32Array) -> BatchResult:
@@ -148,7 +160,19 @@ def _trajectory_equal(model: EngineModel, network: Network, max_lanes: int) -> b
         label=0, count=2, first_index=0, seed=_SEED, sampler="ddpm", num_steps=num_steps,
         guidance_scale=1.0,
     )  # fmt: skip
-    others = [
+    others = _mixed_specs(model, num_steps)
+    alone = _draw(model, network, max_lanes, request, [])
+    crowd = _draw(model, network, max_lanes, request, others)
+    return (
+        alone.outcome is crowd.outcome is Outcome.FINISHED
+        and alone.images.keys() == crowd.images.keys()
+        and all(np.array_equal(alone.images[i], crowd.images[i]) for i in alone.images)
+    )
+
+
+def _mixed_specs(model: EngineModel, num_steps: int) -> list[GenerateSpec]:
+    """Requests of every kind, of up to `num_steps` steps."""
+    return [
         GenerateSpec(
             label=number % (model.null_label + 1), count=1 + number, first_index=number,
             seed=number, sampler=sampler, num_steps=min(2 + number, num_steps),
@@ -158,13 +182,33 @@ def _trajectory_equal(model: EngineModel, network: Network, max_lanes: int) -> b
             [("ddim", 1.0), ("dpmpp_2m", 3.0), ("ddpm", 0.0), ("ddim", 1.5)]
         )
     ]  # fmt: skip
-    alone = _draw(model, network, max_lanes, request, [])
-    crowd = _draw(model, network, max_lanes, request, others)
-    return (
-        alone.outcome is crowd.outcome is Outcome.FINISHED
-        and alone.images.keys() == crowd.images.keys()
-        and all(np.array_equal(alone.images[i], crowd.images[i]) for i in alone.images)
-    )
+
+
+def _step_difference(model: EngineModel, network: StepNetwork, max_lanes: int) -> float:
+    """The largest difference between x_0 as the device draws it and as NumPy does: NaN is large."""
+    specs = _mixed_specs(model, min(4, model.schedule.num_train_timesteps))[:max_lanes]
+    drawn = []
+    for kind in (Denoiser, DeviceDenoiser):
+        denoiser = kind(model, network, max_lanes)
+        for slot, spec in enumerate(specs):
+            plan = denoiser.plans.acquire(spec.sampler, spec.num_steps)
+            denoiser.join(spec, request=slot, plan=plan, first_index=0, images=1)
+        denoiser.draw_initial()
+        drawn.append(_images(denoiser))
+    difference = np.abs(drawn[0] - drawn[1]).max()
+    return float(np.nan_to_num(difference, nan=np.inf))
+
+
+def _images(denoiser: Denoiser) -> Float32Array:
+    """Steps all lanes to their end: float32 [lanes, C, H, W], in the order of their requests."""
+    images: dict[int, Float32Array] = {}
+    lanes = denoiser.lanes
+    while lanes.count:
+        finished = denoiser.step().finished
+        for lane in finished.nonzero()[0]:
+            images[int(lanes.request[lane])] = lanes.x[lane].copy()
+        lanes.leave(finished)
+    return np.stack([images[slot] for slot in sorted(images)])
 
 
 def _draw(

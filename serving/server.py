@@ -16,7 +16,7 @@ from serving.engine_thread import EngineThread
 from serving.health import Phase, Readiness
 from serving.loading import EngineSettings, LoadedModel, load_model, load_models
 from serving.metrics import Metrics
-from serving.network import RUNTIME_VERSION
+from serving.onnx_session import RUNTIME_VERSION
 from serving.ports import Ports
 from serving.reloading import Reloader
 from serving.service import SERVICE_NAME, DiffusionService

@@ -157,7 +157,7 @@ class Sharing:
                     self._shared.setdefault(owner.ticket.request_id, set()).add(key)
                     if lanes is running:
                         return 0
-                    return aside.take(running, request.slot, 1)
+                    return self._denoiser.resume(request.slot, 1)
         return 0
 
     def _give(

@@ -25,7 +25,7 @@ def test_drawn_images_are_those_of_the_reference_loop(tmp_path: Path, source: Im
     assert labels.tolist() == [2, 2, 2, 3, 3]
 
     bundle = load_bundle(tmp_path / "bundle")
-    unet, table = OnnxNetwork(bundle, "cpu"), embedding_table(bundle)
+    unet, table = OnnxNetwork(bundle), embedding_table(bundle)
     plan = make_plan("ddpm", bundle.manifest.schedule.to_schedule(), 4)
     for label, count in ((2, 3), (3, 2)):
         x_0 = sample(

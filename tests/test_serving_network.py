@@ -1,11 +1,6 @@
-"""ONNX Runtime behind one module: what it is given, what it must give, and where it runs."""
+"""The graphs of a bundle on the CPU: what they are given, and what they must give."""
 
-import logging
-import os
-import subprocess
-import sys
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -14,24 +9,16 @@ import onnxruntime
 import pytest
 from onnx import TensorProto, numpy_helper
 
-from serving import network as network_module
 from serving.bundle import Bundle, BundleError, load_bundle
 from serving.cpu_count import usable_cpus
 from serving.denoiser import EngineModel
 from serving.engine import Engine
-from serving.network import (
-    BUCKETS,
-    OnnxNetwork,
-    ProviderError,
-    embedding_table,
-    resolve_provider,
-)
+from serving.network import OnnxNetwork, embedding_table
 from serving.request import Outcome
 from serving.self_test import run_self_test
 from tests.fakes import RecordingSink, embedding_graph, spec, unet_graph, write_tiny_bundle
 
 SHAPE, WIDTH, TIMESTEPS, LABELS = (2, 4, 6), 8, 20, 4
-HAS_CUDA = "CUDAExecutionProvider" in onnxruntime.get_available_providers()
 
 
 @pytest.fixture(scope="module")
@@ -73,7 +60,7 @@ def test_a_table_longer_than_one_chunk_is_whole(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("batch", [1, 2, 3, 17, 64])
 def test_any_batch_size_runs_unpadded_on_the_cpu(bundle: Bundle, batch: int) -> None:
-    network = OnnxNetwork(bundle, "cpu", num_threads=1)
+    network = OnnxNetwork(bundle, num_threads=1)
     x_t, emb = rows(batch)
     eps = network(x_t, emb)
     assert eps.dtype == np.float32
@@ -82,18 +69,6 @@ def test_any_batch_size_runs_unpadded_on_the_cpu(bundle: Bundle, batch: int) -> 
     assert network.padded_rows(batch) == batch
     alone = np.concatenate([network(x_t[i : i + 1], emb[i : i + 1]) for i in range(batch)])
     np.testing.assert_allclose(eps, alone, rtol=1e-5, atol=1e-6)
-
-
-def test_a_padded_batch_gives_the_rows_that_were_asked_for(bundle: Bundle) -> None:
-    network = OnnxNetwork(bundle, "cpu", num_threads=1)
-    x_t, emb = rows(300)
-    expected = {size: network(x_t[:size], emb[:size]) for size in (1, 3, 128, 129, 300, 5)}
-    network.buckets = BUCKETS
-    for size, eps in expected.items():
-        assert network.padded_rows(size) >= size
-        np.testing.assert_allclose(network(x_t[:size], emb[:size]), eps, rtol=1e-5, atol=1e-6)
-    sizes = [network.padded_rows(size) for size in (1, 3, 128, 129, 257)]
-    assert sizes == [1, 4, 128, 256, 384]
 
 
 def test_the_tiny_bundle_is_drawn_from_end_to_end(bundle: Bundle) -> None:
@@ -207,135 +182,3 @@ def test_bytes_that_are_no_graph_are_refused_in_one_line(bundle: Bundle) -> None
         assert line.startswith("bundle tiny: unet.onnx does not load (")
         assert "\n" not in line
         assert "ONNXRuntimeError" not in line
-
-
-def test_cpu_is_cpu_and_other_names_are_refused() -> None:
-    assert resolve_provider("cpu") == "cpu"
-    with pytest.raises(ProviderError, match="'tpu'"):
-        resolve_provider("tpu")
-
-
-@pytest.mark.skipif(HAS_CUDA, reason="this is the wheel with CUDA")
-def test_cuda_with_the_cpu_wheel_says_what_is_missing(bundle: Bundle) -> None:
-    with pytest.raises(ProviderError, match="serving-gpu"):
-        resolve_provider("cuda")
-    with pytest.raises(ProviderError, match="serving-gpu"):
-        OnnxNetwork(bundle, "cuda")
-
-
-@pytest.mark.skipif(HAS_CUDA, reason="this is the wheel with CUDA")
-def test_auto_without_cuda_is_cpu_and_says_why(caplog: pytest.LogCaptureFixture) -> None:
-    with caplog.at_level(logging.INFO, logger="serving.network"):
-        assert resolve_provider("auto") == "cpu"
-    assert "auto: cpu, because" in caplog.text
-    assert "without CUDA" in caplog.text
-
-
-class FakeSession:
-    """A session that ended up where it was told not to."""
-
-    def __init__(self, providers: list[str], on_cpu: tuple[str, ...] = ()) -> None:
-        self._providers = providers
-        nodes = [SimpleNamespace(op_type=name) for name in on_cpu]
-        self._parts = [SimpleNamespace(ep_name="CPUExecutionProvider", get_nodes=lambda: nodes)]
-
-    def get_providers(self) -> list[str]:
-        return self._providers
-
-    def get_provider_graph_assignment_info(self) -> list[SimpleNamespace]:
-        return self._parts
-
-    def run(self, *_: object) -> None:
-        pass
-
-
-CUDA_FIRST = ["CUDAExecutionProvider", "CPUExecutionProvider"]
-
-
-def with_cuda_wheel(
-    monkeypatch: pytest.MonkeyPatch, make: Any
-) -> list[tuple[bytes, dict[str, Any]]]:
-    """As if this were the wheel with CUDA, whose sessions come from `make`."""
-    asked: list[tuple[bytes, dict[str, Any]]] = []
-
-    def session(content: bytes, **settings: Any) -> Any:
-        asked.append((content, settings))
-        return make()
-
-    monkeypatch.setattr(onnxruntime, "get_available_providers", lambda: list(CUDA_FIRST))
-    monkeypatch.setattr(onnxruntime, "preload_dlls", lambda: None)
-    monkeypatch.setattr(onnxruntime, "InferenceSession", session)
-    return asked
-
-
-def test_a_session_that_fell_back_silently_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    with_cuda_wheel(monkeypatch, lambda: FakeSession(["CPUExecutionProvider"]))
-    with pytest.raises(ProviderError, match="fell back to the CPU"):
-        resolve_provider("cuda")
-    assert resolve_provider("auto") == "cpu"
-
-
-def test_heavy_operators_left_on_the_cpu_are_refused_by_name(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    with_cuda_wheel(monkeypatch, lambda: FakeSession(CUDA_FIRST, on_cpu=("Shape", "Conv")))
-    with pytest.raises(ProviderError, match=r"these operators: Conv$"):
-        resolve_provider("cuda")
-
-
-def test_a_missing_device_is_refused_with_the_reason_in_one_line(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    def fail() -> None:
-        raise RuntimeError(
-            "/build/onnxruntime/core/cuda_call.cc:129\nCUDA failure 100: no CUDA-capable device"
-        )
-
-    with_cuda_wheel(monkeypatch, fail)
-    with pytest.raises(ProviderError) as refused:
-        resolve_provider("cuda")
-    assert str(refused.value) == (
-        "CUDA does not work here (CUDA failure 100: no CUDA-capable device)"
-    )
-
-
-def test_cuda_is_asked_for_alone_without_tf32_and_without_fall_back(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    asked = with_cuda_wheel(monkeypatch, lambda: FakeSession(CUDA_FIRST, on_cpu=("Shape",)))
-    assert resolve_provider("auto") == "cuda"
-    settings = asked[0][1]
-    [(name, options)] = settings["providers"]
-    assert name == "CUDAExecutionProvider"
-    assert options["use_tf32"] == "0"
-    assert options["cudnn_conv_algo_search"] == "HEURISTIC"
-    assert settings["enable_fallback"] == 0
-
-
-def test_the_probe_is_a_graph_that_runs() -> None:
-    onnx.checker.check_model(onnx.load_from_string(network_module._PROBE_ONNX))
-    session = network_module._session(network_module._PROBE_ONNX, "cpu", 1)
-    assert session.run(None, {"x": np.ones(1, dtype=np.float32)})[0].tolist() == [-1.0]
-
-
-@pytest.mark.parametrize(("before", "after"), [(None, "1"), ("0", "0")])
-def test_telemetry_is_off_before_onnx_runtime_is_imported_unless_the_user_says_otherwise(
-    repository: Path, before: str | None, after: str
-) -> None:
-    script = (
-        "import builtins, os\n"
-        "importing = builtins.__import__\n"
-        "def spy(name, *rest):\n"
-        "    if name == 'onnxruntime' and not seen: seen.append(os.environ.get(VARIABLE))\n"
-        "    return importing(name, *rest)\n"
-        "seen, VARIABLE = [], 'ORT_DISABLE_TELEMETRY'\n"
-        "builtins.__import__ = spy\n"
-        "import serving.network\n"
-        f"assert seen == [{after!r}], seen\n"
-    )
-    environment = {k: v for k, v in os.environ.items() if k != "ORT_DISABLE_TELEMETRY"}
-    if before is not None:
-        environment["ORT_DISABLE_TELEMETRY"] = before
-    subprocess.run(
-        [sys.executable, "-c", script], cwd=repository, env=environment, check=True, timeout=60
-    )

@@ -28,7 +28,7 @@ from serving.client import Client, ClientError, Generation
 from serving.configuration import ServerConfig
 from serving.engine import Engine
 from serving.loading import LoadedModel, load_models
-from serving.network import RUNTIME_VERSION
+from serving.onnx_session import RUNTIME_VERSION
 from serving.server import Server
 from simple_diffusion.v1 import diffusion_pb2 as pb
 from simple_diffusion.v1.diffusion_pb2_grpc import DiffusionServiceStub
@@ -473,15 +473,15 @@ class InProcess:
     def hang(self) -> tuple[threading.Event, threading.Event]:
         """Makes the next network call hang: an event that ends it, one that is set by it."""
         go_on, hanging = threading.Event(), threading.Event()
-        engine = self.loaded[0].engine
-        network = engine._network
+        denoiser = self.loaded[0].engine._denoiser
+        network = denoiser._network
 
         def hung(x_t: Any, emb: Any) -> Any:
             hanging.set()
             assert go_on.wait(30)
             return network(x_t, emb)
 
-        engine._network = hung
+        denoiser._network = hung
         return go_on, hanging
 
     async def channel(self) -> grpc.aio.Channel:

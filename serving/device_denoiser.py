@@ -1,0 +1,124 @@
+"""The engine step where the images stay on a device (serving.step_network)."""
+
+import time
+from collections.abc import Callable
+
+import numpy as np
+
+from serving.denoiser import Denoised, Denoiser, EngineModel, Network
+from serving.device import DRAWN
+from serving.lanes import Int64Array
+from serving.step_network import StepNetwork
+
+_HERE = -2
+"""As a lane's device_row: x and x_0_previous stand in the lane table, to be brought."""
+
+
+class DeviceDenoiser(Denoiser):
+    """Steps lanes whose images the lane table holds only when somebody asks for them.
+
+    It does to the bit what Denoiser does: in x of lanes that are at their end, in x_0_previous
+    while any lane has previews, and in both when lanes are set aside.
+    """
+
+    def __init__(
+        self,
+        model: EngineModel,
+        network: StepNetwork,
+        max_lanes: int,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        """Takes the network's memory.
+
+        Raises:
+            ValueError: if the step graph does not suit the model or the batch does not fit.
+        """
+        if model.clip != 1.0:
+            raise ValueError(f"the step graph clips x_0 at 1, the model at {model.clip}")
+        network.padded_rows(2 * max_lanes)  # fits, or raises
+        super().__init__(model, network, max_lanes, clock)
+        self._device_network = network
+        network.claim(self, model.embedding_table)
+
+    def draw_initial(self) -> None:
+        """Leaves it to the next step to draw x_T of the lanes that have joined."""
+        for rows in self._undrawn:
+            self.lanes.device_row[rows] = DRAWN
+        self._undrawn.clear()
+
+    def set_aside(self, lanes_of: Int64Array) -> int:
+        """See Denoiser."""
+        lanes, n = self.lanes, self.lanes.count
+        there = (lanes.device_row[:n] >= 0).nonzero()[0]
+        if there.size:
+            rows = lanes.device_row[there]
+            held = int(rows.max()) + 1
+            lanes.x[there] = self._device_network.x(self, held)[rows]
+            lanes.x_0_previous[there] = self._device_network.x_0(self, held)[rows]
+            lanes.device_row[there] = _HERE
+        return super().set_aside(lanes_of)
+
+    def step(self) -> Denoised:
+        """See Denoiser."""
+        lanes, n = self.lanes, self.lanes.count
+        plan_rows = self._plan_rows()
+        guided = self._guided_mask(plan_rows).nonzero()[0]
+        self._write_control(plan_rows, guided)
+        begin = self._clock()
+        try:
+            finite = self._device_network.step(self, n + guided.size)
+        finally:
+            self.network_seconds = self._clock() - begin
+        lanes.device_row[:n] = np.arange(n)
+        lanes.position[:n] += 1
+        finished = lanes.position[:n] == lanes.num_steps[:n]
+        if finished.any():
+            lanes.x[:n] = self._device_network.x(self, n)
+        if lanes.preview_every[:n].any():
+            lanes.x_0_previous[:n] = self._device_network.x_0(self, n)
+        return Denoised(lanes.x_0_previous[:n], finished, ~finite[:n])
+
+    def _write_control(self, plan_rows: Int64Array, guided: Int64Array) -> None:
+        """Lanes first, then the null rows of the guided ones, then what fills the bucket."""
+        lanes, plans, n = self.lanes, self.plans, self.lanes.count
+        rows = n + guided.size
+        control = self._device_network.control(rows)
+        control.clear(n)
+        source, emb_row, null_row, seed, index, step = control.integers
+        scale, alpha, sigma, *coefficients = control.numbers
+        source[:n] = self._sources()
+        emb_row[:n] = plans.timesteps[plan_rows] * self._labels
+        emb_row[n:rows] = emb_row[guided] + self._null_label
+        emb_row[:n] += lanes.label[:n]
+        null_row[:rows] = np.arange(rows)
+        null_row[guided] = np.arange(n, rows)
+        seed[:n] = lanes.seed[:n].view(np.int64)
+        index[:n], step[:n] = lanes.index[:n], lanes.position[:n]
+        for row in (source, seed, index, step):
+            row[n:rows] = row[guided]
+        scale[:n] = lanes.guidance_scale[:n]
+        alpha[:n], sigma[:n] = plans.alpha[plan_rows], plans.sigma[plan_rows]
+        for column, row in enumerate(coefficients):
+            row[:n] = plans.coefficients[plan_rows, column]
+
+    def _sources(self) -> Int64Array:
+        """Where each lane's x is, int64 [N]; those that are not on the device are brought."""
+        lanes, n = self.lanes, self.lanes.count
+        sources = lanes.device_row[:n].copy()
+        here = (sources == _HERE).nonzero()[0]
+        if here.size:
+            first = self._device_network.bring(self, lanes.x[here], lanes.x_0_previous[here])
+            sources[here] = np.arange(first, first + here.size)
+        return sources
+
+
+def make_denoiser(
+    model: EngineModel,
+    network: Network,
+    max_lanes: int,
+    clock: Callable[[], float] = time.monotonic,
+) -> Denoiser:
+    """The denoiser that suits a network: on its device, if it steps on one."""
+    if isinstance(network, StepNetwork):
+        return DeviceDenoiser(model, network, max_lanes, clock)
+    return Denoiser(model, network, max_lanes, clock)

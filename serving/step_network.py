@@ -1,0 +1,268 @@
+"""Whole engine steps on a device: network, guidance and update as one graph on fixed memory.
+
+The images stay on the device from their first noise to their last step. To it go a few numbers per
+row, from it comes one, and the images and previews that somebody waits for.
+"""
+
+import dataclasses
+from collections.abc import Callable
+from dataclasses import dataclass
+from importlib import resources
+
+import numpy as np
+
+from serving.bundle import UNET_NAME, Bundle
+from serving.cpu_count import usable_cpus
+from serving.device import (
+    INTEGERS,
+    NUMBERS,
+    Control,
+    Device,
+    Provider,
+    StepTensors,
+    Tensor,
+)
+from serving.lanes import BoolArray, Float32Array
+from serving.onnx_session import BoundCall, Session, Signature, unet_signature
+
+BUCKETS = (1, 2, 4, 8, 16, 32, 48, 64, 96, 128, 192, 256, 384, 512, 768, 1024)
+"""Rows of a batch: each size is a graph of its own. Between two, a batch is padded."""
+
+
+def buckets_for(rows: int) -> tuple[int, ...]:
+    """The buckets for batches of up to `rows`, at least 1."""
+    smaller = tuple(bucket for bucket in BUCKETS if bucket < rows)
+    return (*smaller, next((bucket for bucket in BUCKETS if bucket >= rows), rows))
+
+
+@dataclass(frozen=True, slots=True)
+class _BoundStep:
+    """One bucket: what is done before the graph, and the graph."""
+
+    prepare: Callable[[], None]
+    call: BoundCall
+
+
+class StepNetwork:
+    """The step graph of a bundle, and the memory of one batch. One thread at a time.
+
+    It is a Network as well, for those who want eps alone.
+
+    Attributes:
+        provider: "cpu" or "cuda", where every node is.
+        num_threads: threads of one call on the CPU.
+        buckets: the batch sizes that are run.
+        lane_counts: those that fit if all lanes take two rows.
+    """
+
+    def __init__(
+        self, bundle: Bundle, device: Device, num_threads: int | None = None, *, max_rows: int
+    ) -> None:
+        """Loads the graph and takes the memory.
+
+        Args:
+            bundle: checked by load_bundle.
+            device: where all of it happens.
+            num_threads: for one call on the CPU; None for usable_cpus().
+            max_rows: of a batch, at least 1.
+
+        Raises:
+            BundleError: if unet.onnx does not load or is not what the manifest says.
+            ProviderError: if it would not run on the device.
+        """
+        self.provider: Provider = device.provider
+        self.num_threads = num_threads or usable_cpus()
+        self.buckets = buckets_for(max_rows)
+        most = self.buckets[-1]
+        self.lane_counts = tuple(lanes for lanes in self.buckets if 2 * lanes <= most)
+        self._device = device
+        self._owner: object = None
+        manifest = bundle.manifest
+        inputs, outputs = unet_signature(bundle)
+        # Two messages, one after the other, are their merged message: see export.update_graph.
+        update = resources.files("serving").joinpath("update.onnx").read_bytes()
+        self._session = Session(
+            bundle,
+            UNET_NAME,
+            bundle.unet_onnx + update,
+            inputs | _UPDATE_INPUTS,
+            outputs | _UPDATE_OUTPUTS,
+            num_threads=self.num_threads,
+            device=device,
+        )
+        image, emb = manifest.image_shape, manifest.embedding_width
+        embeddings = manifest.schedule.num_train_timesteps * (manifest.null_label + 1)
+        self._tensors = StepTensors(
+            control=device.allocate((Control.words(most),), np.int64),
+            table=device.allocate((embeddings, emb), np.float32),
+            x=device.allocate((2 * most, *image), np.float32),
+            x_0=device.allocate((2 * most, *image), np.float32),
+            x_t=device.allocate((most, *image), np.float32),
+            x_0_previous=device.allocate((most, *image), np.float32),
+            noise=device.allocate((most, *image), np.float32),
+            emb=device.allocate((most, emb), np.float32),
+            eps=device.allocate((most, *image), np.float32),
+            checksum=device.allocate((most,), np.float32),
+        )
+        self._embeddings: Float32Array | None = None
+        self._controls = {bucket: Control(bucket) for bucket in self.buckets}
+        self._steps: dict[int, _BoundStep] = {}
+
+    def __call__(self, x_t: Float32Array, emb: Float32Array, /) -> Float32Array:
+        """x_t float32 [B, C, H, W], emb float32 [B, E] -> eps float32 [B, C, H, W], a new array.
+
+        Whoever has claimed the memory loses it.
+
+        Raises:
+            ValueError: if there are more rows than fit.
+            Exception: whatever ONNX Runtime or the device raises.
+        """
+        self._owner = None
+        rows = len(x_t)
+        bucket = self.padded_rows(rows)
+        self._controls[bucket].clear(0)
+        self._device.write(self._tensors.x_t, x_t)
+        self._device.write(self._tensors.emb, emb)
+        self._send(bucket)
+        self._bound(bucket).call()
+        return self._device.read(self._tensors.eps, rows)
+
+    def padded_rows(self, rows: int) -> int:
+        """Rows that are computed for a batch of `rows`.
+
+        Raises:
+            ValueError: if they do not fit.
+        """
+        if rows > self.buckets[-1]:
+            raise ValueError(f"a batch has up to {self.buckets[-1]} rows here, got {rows}")
+        return next(bucket for bucket in self.buckets if bucket >= rows)
+
+    def claim(self, owner: object, embedding_table: Float32Array) -> None:
+        """Gives the memory, of which there is one, to `owner`, and takes it from whoever had it.
+
+        Args:
+            owner: who may step from now on.
+            embedding_table: float32 [T, null_label + 1, E].
+        """
+        self._owner = owner
+        if embedding_table is not self._embeddings:
+            table = self._tensors.table
+            self._device.write(table, embedding_table.reshape(table.shape))
+            self._embeddings = embedding_table
+
+    def control(self, rows: int) -> Control:
+        """Where the numbers of the next step are to be written, for a batch of so many rows."""
+        return self._controls[self.padded_rows(rows)]
+
+    def bring(self, owner: object, x: Float32Array, x_0: Float32Array) -> int:
+        """Lays lanes from elsewhere beside those of the step before; returns the first's source.
+
+        Args:
+            owner: who has the memory.
+            x: float32 [N, C, H, W].
+            x_0: float32 [N, C, H, W], the x_0 of the step before.
+        """
+        self._require(owner)
+        first = self.buckets[-1]
+        self._device.write(self._tensors.x, x, first)
+        self._device.write(self._tensors.x_0, x_0, first)
+        return first
+
+    def step(self, owner: object, rows: int) -> BoolArray:
+        """One step of a batch whose numbers stand in control(rows).
+
+        Returns:
+            whether each row's eps, guided, is finite: bool [rows].
+
+        Raises:
+            RuntimeError: if somebody else has the memory now.
+            Exception: whatever ONNX Runtime or the device raises.
+        """
+        self._require(owner)
+        bucket = self.padded_rows(rows)
+        bound = self._bound(bucket)
+        self._send(bucket)
+        bound.prepare()
+        bound.call()
+        checksum = self._device.read(self._tensors.checksum, rows)
+        finite: BoolArray = checksum == 0.0
+        return finite
+
+    def x(self, owner: object, rows: int) -> Float32Array:
+        """x of the first rows after the last step, float32 [rows, C, H, W]."""
+        self._require(owner)
+        return self._device.read(self._tensors.x, rows)
+
+    def x_0(self, owner: object, rows: int) -> Float32Array:
+        """x_0 of the first rows in the last step, float32 [rows, C, H, W]."""
+        self._require(owner)
+        return self._device.read(self._tensors.x_0, rows)
+
+    def replay(self, rows: int) -> None:
+        """The graph alone, on whatever the tensors hold: the least that a step can take."""
+        self._bound(self.padded_rows(rows)).call()
+
+    def _send(self, bucket: int) -> None:
+        self._device.write(self._tensors.control, self._controls[bucket].block)
+
+    def _require(self, owner: object) -> None:
+        if self._owner is not owner:
+            raise RuntimeError("another batch has taken the memory of this one")
+
+    def _bound(self, bucket: int) -> "_BoundStep":
+        bound = self._steps.get(bucket)
+        if bound is None:
+            tensors = self._tensors
+            inputs = {
+                "x_t": tensors.x_t,
+                "emb": tensors.emb,
+                "step.x_0_previous": tensors.x_0_previous,
+                "step.noise": tensors.noise,
+            }
+            outputs = {
+                "eps": tensors.eps,
+                "step.x": tensors.x,
+                "step.x_0": tensors.x_0,
+                "step.checksum": tensors.checksum,
+            }
+            control = self._controls[bucket]
+            call = self._session.bind(
+                self.buckets.index(bucket) + 1,
+                {name: _first_rows(tensor, bucket) for name, tensor in inputs.items()}
+                | {
+                    f"step.{name}": self._numbers(control, name, bucket)
+                    for name in ("null_row", *NUMBERS)
+                },
+                {name: _first_rows(tensor, bucket) for name, tensor in outputs.items()},
+            )
+            prepare = self._device.preparation(tensors, bucket)
+            bound = self._steps[bucket] = _BoundStep(prepare, call)
+        return bound
+
+    def _numbers(self, control: Control, name: str, bucket: int) -> Tensor:
+        """A row of the control as an input of the graph."""
+        integer = name in INTEGERS
+        return Tensor(
+            self._tensors.control.pointer + control.offset_bytes(name),
+            (bucket,) if integer else (bucket, 1, 1, 1),
+            np.dtype(np.int64 if integer else np.float32),
+            self._tensors.control.memory,
+        )
+
+
+def _first_rows(tensor: Tensor, rows: int) -> Tensor:
+    return dataclasses.replace(tensor, shape=(rows, *tensor.shape[1:]))
+
+
+_IMAGE = ("tensor(float)", None)
+_UPDATE_INPUTS: Signature = {
+    "step.null_row": ("tensor(int64)", None),
+    "step.x_0_previous": _IMAGE,
+    "step.noise": _IMAGE,
+    **{f"step.{name}": ("tensor(float)", None) for name in NUMBERS},
+}
+_UPDATE_OUTPUTS: Signature = {
+    "step.x": _IMAGE,
+    "step.x_0": _IMAGE,
+    "step.checksum": ("tensor(float)", None),
+}

@@ -1,0 +1,217 @@
+"""ONNX Runtime behind one module: where graphs run, and calls on memory that does not move."""
+
+import logging
+import os
+import subprocess
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import onnx
+import onnxruntime
+import pytest
+
+from serving import onnx_session
+from serving.bundle import UNET_NAME, Bundle
+from serving.device import HostDevice
+from serving.network import make_network
+from serving.onnx_session import ProviderError, Session, resolve_provider, unet_signature
+from tests.step_fakes import MODEL, fake_bundle
+
+HAS_CUDA = "CUDAExecutionProvider" in onnxruntime.get_available_providers()
+
+
+@pytest.fixture(scope="module")
+def bundle(tmp_path_factory: pytest.TempPathFactory) -> Bundle:
+    return fake_bundle(tmp_path_factory.mktemp("bundle"))
+
+
+def test_cpu_is_cpu_and_other_names_are_refused() -> None:
+    assert resolve_provider("cpu") == "cpu"
+    with pytest.raises(ProviderError, match="'tpu'"):
+        resolve_provider("tpu")
+
+
+@pytest.mark.skipif(HAS_CUDA, reason="this is the wheel with CUDA")
+def test_cuda_with_the_cpu_wheel_says_what_is_missing(bundle: Bundle) -> None:
+    with pytest.raises(ProviderError, match="serving-gpu"):
+        resolve_provider("cuda")
+    with pytest.raises(ProviderError, match="serving-gpu"):
+        make_network(bundle, "cuda")
+
+
+@pytest.mark.skipif(HAS_CUDA, reason="this is the wheel with CUDA")
+def test_auto_without_cuda_is_cpu_and_says_why(caplog: pytest.LogCaptureFixture) -> None:
+    with caplog.at_level(logging.INFO, logger="serving.onnx_session"):
+        assert resolve_provider("auto") == "cpu"
+    assert "auto: cpu, because" in caplog.text
+    assert "without CUDA" in caplog.text
+
+
+class FakeSession:
+    """A session that ended up where it was told not to."""
+
+    def __init__(self, providers: list[str], on_cpu: tuple[str, ...] = ()) -> None:
+        self._providers = providers
+        nodes = [SimpleNamespace(op_type=name) for name in on_cpu]
+        self._parts = [SimpleNamespace(ep_name="CPUExecutionProvider", get_nodes=lambda: nodes)]
+
+    def get_providers(self) -> list[str]:
+        return self._providers
+
+    def get_provider_graph_assignment_info(self) -> list[SimpleNamespace]:
+        return self._parts
+
+    def run(self, *_: object) -> None:
+        pass
+
+
+CUDA_FIRST = ["CUDAExecutionProvider", "CPUExecutionProvider"]
+
+
+def with_cuda_wheel(
+    monkeypatch: pytest.MonkeyPatch, make: Any
+) -> list[tuple[bytes, dict[str, Any]]]:
+    """As if this were the wheel with CUDA, whose sessions come from `make`."""
+    asked: list[tuple[bytes, dict[str, Any]]] = []
+
+    def session(content: bytes, **settings: Any) -> Any:
+        asked.append((content, settings))
+        return make()
+
+    monkeypatch.setattr(onnxruntime, "get_available_providers", lambda: list(CUDA_FIRST))
+    monkeypatch.setattr(onnxruntime, "preload_dlls", lambda: None)
+    monkeypatch.setattr(onnxruntime, "InferenceSession", session)
+    return asked
+
+
+def test_a_session_that_fell_back_silently_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    with_cuda_wheel(monkeypatch, lambda: FakeSession(["CPUExecutionProvider"]))
+    with pytest.raises(ProviderError, match="fell back to the CPU"):
+        resolve_provider("cuda")
+    assert resolve_provider("auto") == "cpu"
+
+
+def test_operators_left_on_the_cpu_are_refused_by_name(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    with_cuda_wheel(monkeypatch, lambda: FakeSession(CUDA_FIRST, on_cpu=("Conv", "Shape", "Conv")))
+    with pytest.raises(ProviderError, match=r"these operators: Conv, Shape$"):
+        resolve_provider("cuda")
+
+
+def test_a_missing_device_is_refused_with_the_reason_in_one_line(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def fail() -> None:
+        raise RuntimeError(
+            "/build/onnxruntime/core/cuda_call.cc:129\nCUDA failure 100: no CUDA-capable device"
+        )
+
+    with_cuda_wheel(monkeypatch, fail)
+    with pytest.raises(ProviderError) as refused:
+        resolve_provider("cuda")
+    assert str(refused.value) == (
+        "CUDA does not work here (CUDA failure 100: no CUDA-capable device)"
+    )
+
+
+def test_cuda_is_asked_for_alone_without_tf32_and_without_fall_back(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    asked = with_cuda_wheel(monkeypatch, lambda: FakeSession(CUDA_FIRST))
+    assert resolve_provider("auto") == "cuda"
+    settings = asked[0][1]
+    [(name, options)] = settings["providers"]
+    assert name == "CUDAExecutionProvider"
+    assert options["use_tf32"] == "0"
+    assert options["cudnn_conv_algo_search"] == "HEURISTIC"
+    assert settings["enable_fallback"] == 0
+
+
+def test_the_probe_is_a_graph_that_runs() -> None:
+    onnx.checker.check_model(onnx.load_from_string(onnx_session._PROBE_ONNX))
+    session = onnx_session._session(onnx_session._PROBE_ONNX, "cpu", 1, {})
+    assert session.run(None, {"x": np.ones(1, dtype=np.float32)})[0].tolist() == [-1.0]
+
+
+@pytest.mark.parametrize(("before", "after"), [(None, "1"), ("0", "0")])
+def test_telemetry_is_off_before_onnx_runtime_is_imported_unless_the_user_says_otherwise(
+    repository: Path, before: str | None, after: str
+) -> None:
+    script = (
+        "import builtins, os\n"
+        "importing = builtins.__import__\n"
+        "def spy(name, *rest):\n"
+        "    if name == 'onnxruntime' and not seen: seen.append(os.environ.get(VARIABLE))\n"
+        "    return importing(name, *rest)\n"
+        "seen, VARIABLE = [], 'ORT_DISABLE_TELEMETRY'\n"
+        "builtins.__import__ = spy\n"
+        "import serving.onnx_session\n"
+        f"assert seen == [{after!r}], seen\n"
+    )
+    environment = {k: v for k, v in os.environ.items() if k != "ORT_DISABLE_TELEMETRY"}
+    if before is not None:
+        environment["ORT_DISABLE_TELEMETRY"] = before
+    subprocess.run(
+        [sys.executable, "-c", script], cwd=repository, env=environment, check=True, timeout=60
+    )
+
+
+class GpuDevice(HostDevice):
+    """What Session looks at of a GPU."""
+
+    provider = "cuda"
+    stream = 4711
+
+
+def session_of(bundle: Bundle, device: HostDevice | None = None) -> Session:
+    inputs, outputs = unet_signature(bundle)
+    return Session(
+        bundle, UNET_NAME, bundle.unet_onnx, inputs, outputs, num_threads=1, device=device
+    )
+
+
+def test_a_session_on_a_gpu_records_graphs_on_the_stream_of_its_device(
+    bundle: Bundle, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked = with_cuda_wheel(monkeypatch, lambda: FakeSession(CUDA_FIRST))
+    monkeypatch.setattr(onnx_session, "_check_signature", lambda *_: None)
+    session_of(bundle, GpuDevice())
+    [(name, options)] = asked[0][1]["providers"]
+    assert name == "CUDAExecutionProvider"
+    assert options == {
+        "use_tf32": "0",
+        "cudnn_conv_algo_search": "HEURISTIC",
+        "enable_cuda_graph": "1",
+        "user_compute_stream": "4711",
+    }
+
+
+def test_a_session_on_a_gpu_whose_nodes_are_not_all_there_is_refused(
+    bundle: Bundle, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with_cuda_wheel(monkeypatch, lambda: FakeSession(CUDA_FIRST, on_cpu=("Gather",)))
+    with pytest.raises(ProviderError, match="CUDA does not run these operators: Gather"):
+        session_of(bundle, GpuDevice())
+
+
+def test_a_bound_call_reads_and_writes_the_memory_that_it_was_given(bundle: Bundle) -> None:
+    device, session = HostDevice(), session_of(bundle)
+    width = MODEL.embedding_table.shape[2]
+    x_t = device.allocate((3, *MODEL.image_shape), np.float32)
+    emb = device.allocate((3, width), np.float32)
+    eps = device.allocate((3, *MODEL.image_shape), np.float32)
+    call = session.bind(1, {"x_t": x_t, "emb": emb}, {"eps": eps})
+    generator = np.random.default_rng(0)
+    for _ in range(2):
+        given = {
+            "x_t": generator.normal(size=x_t.shape).astype(np.float32),
+            "emb": generator.normal(size=emb.shape).astype(np.float32),
+        }
+        device.write(x_t, given["x_t"])
+        device.write(emb, given["emb"])
+        call()
+        np.testing.assert_array_equal(device.read(eps, 3), session.run("eps", given), strict=True)
