@@ -93,4 +93,5 @@ def describe(model: ServedModel) -> pb.Model:
         default_sampler=SAMPLER_NUMBERS[model.default_sampler],
         default_num_steps=model.default_num_steps,
         default_guidance_scale=model.default_guidance_scale,
+        train_label_counts=model.train_label_counts,
     )

@@ -138,6 +138,15 @@ class Manifest(_Strict):
         return self
 
     @property
+    def train_label_counts(self) -> tuple[int, ...]:
+        """Training images of each label, in the order of label_names; () where it is not told."""
+        told = self.provenance.get("dataset_label_counts")
+        if not isinstance(told, list) or len(told) != len(self.label_names):
+            return ()
+        legal = all(isinstance(count, int) and 0 <= count < 2**63 for count in told)
+        return tuple(told) if legal else ()
+
+    @property
     def image_shape(self) -> tuple[int, int, int]:
         """(C, H, W)."""
         return self.image.channels, self.image.height, self.image.width

@@ -140,4 +140,5 @@ def _served(manifest: Manifest) -> ServedModel:
         default_sampler=manifest.defaults.sampler,
         default_num_steps=manifest.defaults.num_steps,
         default_guidance_scale=manifest.defaults.guidance_scale,
+        train_label_counts=manifest.train_label_counts,
     )

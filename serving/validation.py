@@ -46,6 +46,7 @@ class ServedModel:
         default_sampler: key of `diffusion.samplers.SAMPLERS`.
         default_num_steps: 1 .. T.
         default_guidance_scale: 0 .. 20.
+        train_label_counts: training images of each label; empty if the bundle does not say.
     """
 
     name: str
@@ -58,6 +59,7 @@ class ServedModel:
     default_sampler: str
     default_num_steps: int
     default_guidance_scale: float
+    train_label_counts: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

@@ -39,6 +39,9 @@ def test_it_was_trained_on_the_canonical_60000_images(manifest: dict) -> None:
     assert provenance["dataset_md5"]["train-images-idx3-ubyte"] == (
         "6bbc9ace898e44ae57da46a324031adb"
     )
+    assert provenance["dataset_label_counts"] == [
+        5923, 6742, 5958, 6131, 5842, 5421, 5918, 6265, 5851, 5949,
+    ]  # fmt: skip
     assert provenance["train_step"] == provenance["train_steps_total"]
 
 

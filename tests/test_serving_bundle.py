@@ -70,6 +70,25 @@ def test_report_sections_are_of_free_form(directory: Path) -> None:
     assert "größer" in manifest.to_json()
 
 
+@pytest.mark.parametrize(
+    ("told", "counts"),
+    [
+        ([30, 0, 20], (30, 0, 20)),
+        (None, ()),
+        ([30, 20], ()),
+        ([30, -1, 20], ()),
+        ([30, 1.5, 20], ()),
+        ([30, 2**63, 20], ()),
+        ("30", ()),
+    ],
+)
+def test_label_counts_are_told_where_the_provenance_has_them(
+    directory: Path, told: object, counts: tuple[int, ...]
+) -> None:
+    edit(directory, lambda manifest: manifest.update(provenance={"dataset_label_counts": told}))
+    assert load_bundle(directory).manifest.train_label_counts == counts
+
+
 def test_a_report_that_json_has_no_form_for_is_not_written(directory: Path) -> None:
     manifest = load_bundle(directory).manifest
     broken = manifest.model_copy(update={"quality": {"accuracy": float("nan")}})

@@ -124,6 +124,15 @@ def test_two_clients_at_once_get_the_pixels_that_each_gets_alone_also_after_a_re
         assert [pixels(each.result()) for each in crowd] == alone
 
 
+def test_the_embedded_model_tells_how_often_each_label_was_trained(
+    mnist_server: ServerProcess,
+) -> None:
+    with client(mnist_server) as caller:
+        [model] = caller.models().models
+    assert len(model.train_label_counts) == 10
+    assert sum(model.train_label_counts) == 60_000
+
+
 def test_several_models_of_other_shapes_serve_side_by_side(tiny: Path, tmp_path: Path) -> None:
     colour = write_tiny_bundle(
         tmp_path / "colour",

@@ -7,11 +7,17 @@ import struct
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import save_file
 
-from tests.tiny_training import assert_equal_to_the_bit, tiny_config, tiny_trainer
+from tests.tiny_training import (
+    assert_equal_to_the_bit,
+    small_digits,
+    tiny_config,
+    tiny_trainer,
+)
 from training.checkpoint import (
     Checkpoint,
     CheckpointError,
@@ -44,6 +50,11 @@ def test_a_checkpoint_reads_back_as_it_was_written(trained: Checkpoint, tmp_path
     assert read.config == trained.config
     assert read.provenance == trained.provenance
     assert read.train_step == 2
+
+
+def test_the_provenance_counts_the_labels(trained: Checkpoint) -> None:
+    counts = np.bincount(small_digits().train.labels, minlength=10)
+    assert trained.provenance["dataset_label_counts"] == counts.tolist()
 
 
 @pytest.mark.parametrize("optimizer", ["muon", "adamw"])

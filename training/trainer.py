@@ -5,6 +5,7 @@ from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
@@ -111,6 +112,9 @@ class Trainer:
         provenance: dict[str, Any] = {
             "dataset": self.config.dataset,
             "dataset_md5": self.dataset.checksums,
+            "dataset_label_counts": np.bincount(
+                self.dataset.train.labels, minlength=num_labels
+            ).tolist(),
             "label_names": list(names),
             "train_steps_total": self.total,
             "images_seen": self.images_seen,

@@ -3,57 +3,29 @@
 import secrets
 import sys
 import time
-from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from functools import wraps
 from pathlib import Path
-from typing import ParamSpec
 
 import click
 
 from serving.client.connection import READINESS
-from serving.client.errors import ClientError
-from serving.client.options import Connection, connection_options
-from serving.client.results import SAMPLERS, Generation
+from serving.client.dataset.command import dataset
+from serving.client.options import Connection, Drawing, connection_options, drawing_options
+from serving.client.reporting import one_line_errors
+from serving.client.results import Generation
 from serving.images import encode_png, grid
 
 _GENERATE_SECONDS = 300.0
 _QUESTION_SECONDS = 10.0
 _SEED_BITS = 53
 
-_P = ParamSpec("_P")
-
-
-def _one_line_errors(command: Callable[_P, None]) -> Callable[_P, None]:
-    """Ends a command that fails with one line on stderr (and one per bad field), exit code 1."""
-
-    @wraps(command)
-    def run(*args: _P.args, **kwargs: _P.kwargs) -> None:
-        try:
-            command(*args, **kwargs)
-        except ClientError as error:
-            if error.violations:
-                lines = [f"error: {error.code}: the server refuses the request"]
-                lines += [f"  {field}: {text}" for field, text in error.violations]
-            else:
-                lines = [f"error: {error}"]
-            _fail("\n".join(lines))
-        except BrokenPipeError:
-            raise  # whoever read our output has left: click ends quietly
-        except OSError as error:
-            _fail(f"error: cannot write {error.filename}: {error.strerror}")
-
-    return run
-
-
-def _fail(message: str) -> None:
-    click.echo(message, err=True)
-    sys.exit(1)
-
 
 @click.group(context_settings={"max_content_width": 100})
 def main() -> None:
     """Asks a simple-diffusion server for images."""
+
+
+main.add_command(dataset)
 
 
 @main.command()
@@ -88,16 +60,6 @@ def main() -> None:
     help="Write one PNG per image, DIR/LABEL/INDEX.png.",
 )
 @click.option("--columns", type=click.IntRange(1), help="Images per row of the grid.")
-@click.option("--model", default="", help="Name of a model. [default: the server's first]")
-@click.option("--sampler", type=click.Choice(list(SAMPLERS)), help="[default: the model's]")
-@click.option(
-    "--num-steps",
-    type=click.IntRange(1, 2**31 - 1),
-    help="Network calls per image. [default: the model's]",
-)
-@click.option(
-    "--guidance-scale", type=float, help="1 is the plain conditional model. [default: the model's]"
-)
 @click.option(
     "--first-index",
     type=click.IntRange(0, 2**31 - 1),
@@ -105,21 +67,19 @@ def main() -> None:
     show_default=True,
     help="Index of the first image under the seed: continues an earlier request.",
 )
+@drawing_options
 @connection_options(_GENERATE_SECONDS)
-@_one_line_errors
+@one_line_errors
 def generate(
     *,
     connection: Connection,
+    drawing: Drawing,
     labels: tuple[int, ...],
     count: int,
     seed: int | None,
     output: Path | None,
     output_dir: Path | None,
     columns: int | None,
-    model: str,
-    sampler: str | None,
-    num_steps: int | None,
-    guidance_scale: float | None,
     first_index: int,
 ) -> None:
     """Draws images and writes them as PNG."""
@@ -138,10 +98,10 @@ def generate(
                     label,
                     count,
                     seed=chosen_seed,
-                    model=model,
-                    sampler=sampler,
-                    num_steps=num_steps,
-                    guidance_scale=guidance_scale,
+                    model=drawing.model,
+                    sampler=drawing.sampler,
+                    num_steps=drawing.num_steps,
+                    guidance_scale=drawing.guidance_scale,
                     first_index=first_index,
                 ),
                 labels,
@@ -189,7 +149,7 @@ def _write(path: Path, content: bytes) -> None:
     help="Wait this long for the server to become ready.",
 )
 @connection_options(_QUESTION_SECONDS)
-@_one_line_errors
+@one_line_errors
 def health(connection: Connection, wait_seconds: float) -> None:
     """Says whether the server is alive and ready; exit code 0 only if it (each of them) is."""
     ready = True
@@ -208,7 +168,7 @@ def health(connection: Connection, wait_seconds: float) -> None:
 
 @main.command()
 @connection_options(_QUESTION_SECONDS)
-@_one_line_errors
+@one_line_errors
 def models(connection: Connection) -> None:
     """Lists the models of the server, the default first."""
     with connection.client() as client:

@@ -1,4 +1,4 @@
-"""The flags that every command of `python -m serving.client` has: where to and how to connect."""
+"""The flags that commands of `python -m serving.client` share: how to connect, how to draw."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -9,6 +9,7 @@ from typing import Any, TypeVar
 import click
 
 from serving.client.connection import DEFAULT_TARGET, Tls, split_targets
+from serving.client.results import SAMPLERS
 from serving.client.retry import DEFAULT_RETRY, RetryPolicy
 from serving.client.sync_client import Client
 
@@ -63,7 +64,38 @@ class Connection:
         return None if self.token_file is None else self.token_file.read_text("utf-8").strip()
 
 
-def connection_options(timeout_seconds: float) -> Callable[[_CommandT], _CommandT]:
+@dataclass(frozen=True, slots=True)
+class Drawing:
+    """How images are drawn; what is None or empty is left to the model."""
+
+    model: str
+    sampler: str | None
+    num_steps: int | None
+    guidance_scale: float | None
+
+
+def drawing_options(command: _CommandT) -> _CommandT:
+    """Adds the flags to a command, which gets them as one argument, `drawing`."""
+    flags = (
+        click.option("--model", default="", help="Name of a model. [default: the server's first]"),
+        click.option("--sampler", type=click.Choice(list(SAMPLERS)), help="[default: the model's]"),
+        click.option(
+            "--num-steps",
+            type=click.IntRange(1, 2**31 - 1),
+            help="Network calls per image. [default: the model's]",
+        ),
+        click.option(
+            "--guidance-scale",
+            type=float,
+            help="1 is the plain conditional model. [default: the model's]",
+        ),
+    )
+    return _as_one_argument(command, "drawing", Drawing, flags)
+
+
+def connection_options(
+    timeout_seconds: float, max_attempts: int = DEFAULT_RETRY.max_attempts
+) -> Callable[[_CommandT], _CommandT]:
     """Adds the flags to a command, which gets them as one argument, `connection`."""
     flags = (
         click.option(
@@ -85,7 +117,7 @@ def connection_options(timeout_seconds: float) -> Callable[[_CommandT], _Command
         click.option(
             "--max-attempts",
             type=click.IntRange(1),
-            default=DEFAULT_RETRY.max_attempts,
+            default=max_attempts,
             show_default=True,
             help="How often a call is tried while the server is busy or away.",
         ),
@@ -101,15 +133,18 @@ def connection_options(timeout_seconds: float) -> Callable[[_CommandT], _Command
         click.option("--token-file", type=_FILE, help="Bearer token that the server asks for."),
     )
 
-    def decorate(command: _CommandT) -> _CommandT:
-        @wraps(command)
-        def run(**arguments: Any) -> Any:
-            own = {name: arguments.pop(name) for name in Connection.__dataclass_fields__}
-            return command(connection=Connection(**own), **arguments)
+    return lambda command: _as_one_argument(command, "connection", Connection, flags)
 
-        decorated: Any = run
-        for flag in reversed(flags):
-            decorated = flag(decorated)
-        return decorated  # type: ignore[no-any-return]
 
-    return decorate
+def _as_one_argument(
+    command: _CommandT, argument: str, kind: Any, flags: tuple[Callable[[Any], Any], ...]
+) -> _CommandT:
+    @wraps(command)
+    def run(**arguments: Any) -> Any:
+        own = {name: arguments.pop(name) for name in kind.__dataclass_fields__}
+        return command(**{argument: kind(**own)}, **arguments)
+
+    decorated: Any = run
+    for flag in reversed(flags):
+        decorated = flag(decorated)
+    return decorated  # type: ignore[no-any-return]

@@ -68,7 +68,21 @@ class Generation(Summary):
 
 @dataclass(frozen=True, slots=True)
 class Model:
-    """A model that a server has loaded; `default_...` is used where a request says nothing."""
+    """A model that a server has loaded; `default_...` is used where a request says nothing.
+
+    Attributes:
+        name: what requests call it.
+        version: of its weights; other weights may draw other pixels for the same seed.
+        label_names: what each label stands for; label i is label_names[i].
+        width: pixels per row.
+        height: rows.
+        channels: 1 (grey) or 3 (RGB).
+        num_train_timesteps: T, the largest num_steps.
+        default_sampler: a name of `Catalog.samplers`.
+        default_num_steps: network calls per image, 1 .. T.
+        default_guidance_scale: 0 .. 20; 1 is the plain conditional model.
+        train_label_counts: training images of each label; empty if the model does not say.
+    """
 
     name: str
     version: str
@@ -80,6 +94,7 @@ class Model:
     default_sampler: str
     default_num_steps: int
     default_guidance_scale: float
+    train_label_counts: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -166,4 +181,5 @@ def _model(model: pb.Model) -> Model:
         default_sampler=_sampler_name(model.default_sampler),
         default_num_steps=model.default_num_steps,
         default_guidance_scale=model.default_guidance_scale,
+        train_label_counts=tuple(model.train_label_counts),
     )

@@ -460,6 +460,7 @@ class Model(_message.Message):
     DEFAULT_SAMPLER_FIELD_NUMBER: _builtins.int
     DEFAULT_NUM_STEPS_FIELD_NUMBER: _builtins.int
     DEFAULT_GUIDANCE_SCALE_FIELD_NUMBER: _builtins.int
+    TRAIN_LABEL_COUNTS_FIELD_NUMBER: _builtins.int
     name: _builtins.str
     """What GenerateRequest.model calls it."""
     version: _builtins.str
@@ -482,6 +483,12 @@ class Model(_message.Message):
     def label_names(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """What each label stands for; label i is label_names[i]."""
 
+    @_builtins.property
+    def train_label_counts(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
+        """How many training images each label had, in the order of label_names; empty if the model does
+        not say.
+        """
+
     def __init__(
         self,
         *,
@@ -495,10 +502,11 @@ class Model(_message.Message):
         default_sampler: Global___Sampler.ValueType = ...,
         default_num_steps: _builtins.int = ...,
         default_guidance_scale: _builtins.float = ...,
+        train_label_counts: _abc.Iterable[_builtins.int] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["channels", b"channels", "default_guidance_scale", b"default_guidance_scale", "default_num_steps", b"default_num_steps", "default_sampler", b"default_sampler", "height", b"height", "label_names", b"label_names", "name", b"name", "num_train_timesteps", b"num_train_timesteps", "version", b"version", "width", b"width"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["channels", b"channels", "default_guidance_scale", b"default_guidance_scale", "default_num_steps", b"default_num_steps", "default_sampler", b"default_sampler", "height", b"height", "label_names", b"label_names", "name", b"name", "num_train_timesteps", b"num_train_timesteps", "train_label_counts", b"train_label_counts", "version", b"version", "width", b"width"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

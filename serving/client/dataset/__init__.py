@@ -1,0 +1,1 @@
+"""`python -m serving.client dataset`: a data set of images in files that others read."""
