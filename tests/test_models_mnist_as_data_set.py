@@ -45,7 +45,7 @@ def test_a_network_that_saw_10000_synthetic_digits_reads_97_percent_of_real_ones
         images[:, None],
         labels,
         seed=0,
-        epochs=4,
+        epochs=2,
         progress=False,
     )
     assert accuracy >= 0.97
