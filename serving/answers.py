@@ -33,8 +33,8 @@ def _image(accepted: Accepted, index: int, pixels: images.Pixels) -> pb.Image:
 
 def response(
     accepted: Accepted, finished: list[tuple[int, images.Pixels]], ending: Ending
-) -> bytes:
-    """Returns a serialized GenerateResponse with the images in the order of their indices."""
+) -> pb.GenerateResponse:
+    """Returns the answer of Generate, with the images in the order of their indices."""
     message = pb.GenerateResponse(
         seed=accepted.spec.seed,
         model=accepted.model.name,
@@ -47,11 +47,11 @@ def response(
     )
     for index, pixels in sorted(finished, key=lambda image: image[0]):
         message.images.append(_image(accepted, index, pixels))
-    return message.SerializeToString()
+    return message
 
 
-def events(accepted: Accepted, parcel: Parcel) -> list[bytes]:
-    """Returns one serialized GenerateStreamResponse for each image and preview of a parcel."""
+def events(accepted: Accepted, parcel: Parcel) -> list[pb.GenerateStreamResponse]:
+    """Returns one event for each image of a parcel, then one for each preview."""
     messages = [
         pb.GenerateStreamResponse(image=_image(accepted, index, pixels))
         for index, pixels in parcel.images
@@ -62,11 +62,11 @@ def events(accepted: Accepted, parcel: Parcel) -> list[bytes]:
         )
         for index, position, pixels in parcel.previews
     ]
-    return [message.SerializeToString() for message in messages]
+    return messages
 
 
-def summary_event(accepted: Accepted, ending: Ending) -> bytes:
-    """Returns the serialized GenerateStreamResponse that ends a stream."""
+def summary_event(accepted: Accepted, ending: Ending) -> pb.GenerateStreamResponse:
+    """Returns the event that ends a stream."""
     summary = pb.GenerateSummary(
         seed=accepted.spec.seed,
         model=accepted.model.name,
@@ -77,7 +77,7 @@ def summary_event(accepted: Accepted, ending: Ending) -> bytes:
         queue_seconds=ending.queue_seconds,
         compute_seconds=ending.compute_seconds,
     )
-    return pb.GenerateStreamResponse(summary=summary).SerializeToString()
+    return pb.GenerateStreamResponse(summary=summary)
 
 
 def describe(model: ServedModel) -> pb.Model:

@@ -93,7 +93,7 @@ class _CountedCall:
         try:
             answer = await behaviour(self._received(requests), cast("Context", self))
         except asyncio.CancelledError:
-            self._end(cancellation_code(self._context))
+            self._end(cancellation_code(self._context.time_remaining()))
             raise
         except BaseException:
             self._end(grpc.StatusCode.UNKNOWN)  # unless it is that of abort()

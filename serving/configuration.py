@@ -9,7 +9,7 @@ import click
 
 from serving import logs
 from serving.flags import AutoOrInteger, Choice, ConfigurationError, Numbers, flag
-from serving.listening import ConnectionLimits
+from serving.listening import LOOPBACK_NAMES, ConnectionLimits, is_loopback
 from serving.scheduling import SchedulingPolicy
 from serving.tls import TlsFiles
 
@@ -46,7 +46,23 @@ class ServerConfig:
     )
     port: int = flag(50051, "gRPC port; 0 takes a free one.", kind=_PORT)
     http_port: int = flag(
-        8080, "Port of /metrics, /livez and /readyz; 0 takes a free one.", kind=_PORT
+        8080,
+        "Port of the playground, the JSON API, /metrics, /livez and /readyz; 0 takes a free one.",
+        kind=_PORT,
+    )
+    http_api: str = flag(
+        "auto",
+        "Whether the HTTP port has the JSON API and the playground. auto: yes, unless"
+        " --tls-client-ca says who may ask and there are no tokens, since that port asks for no"
+        " certificates.",
+        kind=Choice(["auto", "on", "off"]),
+    )
+    http_host_names: tuple[str, ...] = flag(
+        (),
+        "A host name under which browsers may ask the HTTP port, beside those of this machine."
+        " Several times for several. By default any name may, unless --host is this machine only.",
+        name="http-host-name",
+        multiple=True,
     )
     tls_cert: Path | None = flag(
         None,
@@ -186,6 +202,20 @@ class ServerConfig:
                 f" --max-connection-age-grace-seconds {self.max_connection_age_grace_seconds:g}:"
                 " a connection would be closed under such a request"
             )
+
+    @property
+    def has_http_api(self) -> bool:
+        """Whether requests are answered over HTTP too."""
+        if self.http_api == "auto":
+            return self.tls_client_ca is None or self.auth_tokens_file is not None
+        return self.http_api == "on"
+
+    @property
+    def http_hosts(self) -> frozenset[str] | None:
+        """The host names under which browsers may ask; None for any."""
+        if not self.http_host_names and not is_loopback(self.host):
+            return None
+        return LOOPBACK_NAMES | {self.host.lower(), *map(str.lower, self.http_host_names)}
 
     @property
     def connection_limits(self) -> ConnectionLimits:

@@ -5,7 +5,7 @@ import contextlib
 import logging
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
-from typing import TypeVar
+from typing import Protocol, TypeVar
 
 import grpc
 
@@ -13,27 +13,43 @@ from serving import refusal, request_id
 from serving.answers import Accepted
 from serving.delivery import Delivery, Ending
 from serving.metrics import Metrics
-from serving.receiving import (
-    DEADLINE_SLACK_SECONDS,
-    Context,
-    cancellation_code,
-    receive,
-)
+from serving.receiving import DEADLINE_SLACK_SECONDS, cancellation_code
 from serving.refusal import RefusedError
 from serving.tokens import Tokens
 
 _log = logging.getLogger(__name__)
 _access_log = logging.getLogger("serving.access")
 
+_MessageT = TypeVar("_MessageT")
 _AnswerT = TypeVar("_AnswerT")
+
+
+class Call(Protocol):
+    """What is known of a caller, whatever protocol it speaks."""
+
+    @property
+    def system(self) -> str:
+        """The protocol: grpc or http."""
+
+    @property
+    def metadata(self) -> tuple[tuple[str, str | bytes], ...]:
+        """What came with the request, by keys in lower case."""
+
+    @property
+    def peer(self) -> str:
+        """The caller's address, for the log. It may be gone once the connection is."""
+
+    @property
+    def seconds_left(self) -> float | None:
+        """How long until the caller's deadline; None for a call without one."""
 
 
 class Exchange:
     """One request, and what is known of it so far.
 
     Attributes:
-        method: the name of the method, without the service's.
-        context: gRPC's side of it.
+        method: how it is called in the metrics and in the log.
+        call: what is known of the caller.
         request_id: the client's own, or one that was drawn.
         accepted: what is asked for, once that is known to be possible.
         accepted_after_seconds: how long it took until then.
@@ -42,17 +58,16 @@ class Exchange:
         images_sent: that gRPC has taken.
     """
 
-    def __init__(self, method: str, context: Context) -> None:
+    def __init__(self, method: str, call: Call) -> None:
         self.method = method
-        self.context = context
-        self.request_id = request_id.choose(context.invocation_metadata())
+        self.call = call
+        self.request_id = request_id.choose(call.metadata)
         self.accepted: Accepted | None = None
         self.accepted_after_seconds = 0.0
         self.delivery: Delivery | None = None
         self.ending: Ending | None = None
         self.images_sent = 0
-        # It is gone from the context once the connection is.
-        self._peer = context.peer()
+        self._peer = call.peer
         self._start_seconds = time.monotonic()
         self._bounds = asyncio.timeout(None)
         self._abandoned = False
@@ -105,12 +120,6 @@ class Exchange:
     def seconds(self) -> float:
         """How long it has taken so far."""
         return time.monotonic() - self._start_seconds
-
-    @property
-    def seconds_left(self) -> float | None:
-        """How long until its deadline; None for a call without one."""
-        # The published types say that there always is one.
-        return self.context.time_remaining()
 
     def fields(self, code: grpc.StatusCode, refused: RefusedError | None) -> dict[str, object]:
         """Returns what is logged of it at its end."""
@@ -181,32 +190,41 @@ class Exchanges:
         for exchange in self._open:
             exchange.abandon()
 
-    async def answer(
-        self, method: str, context: Context, work: Callable[[Exchange, bytes], Awaitable[_AnswerT]]
+    async def run(
+        self,
+        exchange: Exchange,
+        receive: Callable[[], Awaitable[_MessageT]],
+        work: Callable[[_MessageT], Awaitable[_AnswerT]],
     ) -> _AnswerT:
         """Runs one request and gives it exactly one status, counted before the client sees it.
 
-        `work` is given the exchange and the message of the request.
+        Args:
+            exchange: the request.
+            receive: waits for its message.
+            work: is given the message.
+
+        Raises:
+            RefusedError: what the client is to be told.
+            CancelledError: the client has left, or its deadline has passed; nobody is there to be
+                told anything.
         """
-        exchange = Exchange(method, context)
-        context.set_trailing_metadata(((request_id.KEY, exchange.request_id),))
-        self._metrics.request_started(method)
+        self._metrics.request_started(exchange.method)
         self._open.add(exchange)
         code = grpc.StatusCode.OK
         refused: RefusedError | None = None
         try:
             async with exchange.bounds():
                 if self._tokens is not None:
-                    self._tokens.require(context.invocation_metadata())
-                message = await receive(context)
+                    self._tokens.require(exchange.call.metadata)
+                message = await receive()
                 with self._being_active():
-                    return await work(exchange, message)
+                    return await work(message)
         except RefusedError as error:
             refused = error
         except asyncio.CancelledError:
             # Only the client causes this (it left, or its deadline passed), so there is nobody to
             # answer. A cancellation that began here would leave the client waiting.
-            code = cancellation_code(context)
+            code = cancellation_code(exchange.call.seconds_left)
             if code is grpc.StatusCode.CANCELLED:
                 self._metrics.request_cancelled(exchange.phase)
             raise
@@ -214,8 +232,7 @@ class Exchanges:
             refused = _internal(exchange, error)
         finally:
             self._finish(exchange, code if refused is None else refused.code, refused)
-        trailing_metadata = ((request_id.KEY, exchange.request_id), *refused.trailing_metadata)
-        return await context.abort(refused.code, refused.message, trailing_metadata)
+        raise refused
 
     def _finish(
         self, exchange: Exchange, code: grpc.StatusCode, refused: RefusedError | None

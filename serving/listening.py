@@ -12,6 +12,9 @@ import grpc
 # (INVALID_ARGUMENT) and not one that clients retry (RESOURCE_EXHAUSTED, from gRPC itself).
 MAX_BODY_BYTES = 8 * 1024 * 1024
 
+LOOPBACK_NAMES = frozenset({"localhost", "127.0.0.1", "::1"})
+"""Under which this machine asks itself."""
+
 MAX_METADATA_BYTES = 16 * 1024
 
 MAX_CALLS_PER_CONNECTION = 1000

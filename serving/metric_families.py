@@ -4,14 +4,14 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Literal
 
-GENERATE_METHODS = ("Generate", "GenerateStream")
-METHODS = (*GENERATE_METHODS, "ListModels")
+GENERATE_METHODS = ("Generate", "GenerateStream", "HttpGenerate", "HttpGenerateStream")
+METHODS = (*GENERATE_METHODS, "ListModels", "HttpListModels")
 
 CODES = (
     "OK", "CANCELLED", "INVALID_ARGUMENT", "DEADLINE_EXCEEDED", "NOT_FOUND", "RESOURCE_EXHAUSTED",
     "INTERNAL", "UNAVAILABLE", "UNAUTHENTICATED",
 )  # fmt: skip
-"""The statuses that a request of the DiffusionService can end with."""
+"""The statuses that a request can end with, over gRPC and over HTTP."""
 
 REASONS = (
     "invalid_argument", "unauthenticated", "unknown_model", "queue_full", "deadline",

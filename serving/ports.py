@@ -11,11 +11,13 @@ from pathlib import Path
 from serving import health, listening, reflection
 from serving.call_metrics import counted
 from serving.configuration import ServerConfig
+from serving.grpc_methods import SERVICE_NAME, GrpcMethods
 from serving.health import Health, Readiness
-from serving.http import HttpServer, make_app
+from serving.http.app import make_app
+from serving.http.server import HttpServer
 from serving.metrics import Metrics
 from serving.reflection import Reflection
-from serving.service import SERVICE_NAME, DiffusionService
+from serving.service import DiffusionService
 from serving.tls import Certificates
 from serving.tokens import Tokens
 
@@ -68,7 +70,7 @@ class Ports:
         reflection_service = Reflection([SERVICE_NAME, health.SERVICE_NAME], tokens)
         server.add_generic_rpc_handlers(
             (
-                counted(SERVICE_NAME, service.handler(), metrics),
+                counted(SERVICE_NAME, GrpcMethods(service).handler(), metrics),
                 counted(health.SERVICE_NAME, health_service.handler(), metrics),
                 counted(reflection.SERVICE_NAME, reflection_service.handler(), metrics),
             )
@@ -78,11 +80,19 @@ class Ports:
         ) as listener:
             self.grpc_port = listening.open_grpc_port(server, config.host, config.port, credentials)
             self.http_port = int(listener.getsockname()[1])
-            http = HttpServer(make_app(readiness, metrics.exposition), listener)
+            app = make_app(
+                readiness,
+                metrics.exposition,
+                service if config.has_http_api else None,
+                hosts=config.http_hosts,
+            )
+            http = HttpServer(app, listener)
             await server.start()
             http_task = asyncio.create_task(http.run_until_stopped())
             tls = "" if credentials is None else " with TLS"
             _log.info("listening: gRPC%s %s, HTTP %s; loading", tls, *self._addresses())
+            if not config.has_http_api:
+                _log.info("no HTTP API: the HTTP port has /metrics, /livez and /readyz only")
             try:
                 yield
             finally:

@@ -1,4 +1,4 @@
-"""Takes the one message of a request from gRPC, and says why a request was cancelled.
+"""Takes the one message of a request from gRPC, and what gRPC says of its caller.
 
 Methods are registered as if their requests were streams, which looks the same on the wire: for a
 request that ends without a message, gRPC's asyncio server would otherwise never call the method and
@@ -24,10 +24,13 @@ DEADLINE_SLACK_SECONDS = 0.1
 Context = grpc.aio.ServicerContext[bytes, bytes]
 
 
-def cancellation_code(context: Context) -> grpc.StatusCode:
-    """Returns why the work on a request was cancelled: its client left, or its deadline passed."""
-    left: float | None = context.time_remaining()  # None without a deadline
-    expired = left is not None and left <= DEADLINE_SLACK_SECONDS
+def cancellation_code(seconds_left: float | None) -> grpc.StatusCode:
+    """Returns why the work on a request was cancelled: its client left, or its deadline passed.
+
+    Args:
+        seconds_left: until its deadline; None without one.
+    """
+    expired = seconds_left is not None and seconds_left <= DEADLINE_SLACK_SECONDS
     return grpc.StatusCode.DEADLINE_EXCEEDED if expired else grpc.StatusCode.CANCELLED
 
 
@@ -48,3 +51,20 @@ async def receive(context: Context, *, seconds: float = ARRIVAL_SECONDS) -> byte
         await asyncio.sleep(_LEAVING_SECONDS)
         raise refusal.invalid([Violation("request", "there is no message", "NOT_RECEIVED")])
     return message
+
+
+class GrpcCall:
+    """A caller that speaks gRPC."""
+
+    system = "grpc"
+
+    def __init__(self, context: Context) -> None:
+        self._context = context
+        self.metadata = tuple(context.invocation_metadata() or ())
+        self.peer = context.peer()
+
+    @property
+    def seconds_left(self) -> float | None:
+        """How long until the caller's deadline; None for a call without one."""
+        # The published types say that there always is one.
+        return self._context.time_remaining()

@@ -26,7 +26,8 @@ class RefusedError(Exception):
         code: the gRPC status.
         message: for the client, one line.
         reason: for the metrics; empty for a request that was accepted and ended badly later.
-        trailing_metadata: the status details and whatever else goes with them.
+        status: the same as google.rpc.Status, with its details.
+        retry_after_seconds: when to come back, if that is known.
     """
 
     def __init__(
@@ -36,24 +37,29 @@ class RefusedError(Exception):
         *,
         reason: str = "",
         details: Sequence[Message] = (),
-        metadata: Metadata = (),
+        retry_after_seconds: float | None = None,
     ) -> None:
         super().__init__(message)
         self.code = code
         self.message = message
         self.reason = reason
-        self.trailing_metadata = metadata
-        if details:
-            self.trailing_metadata += _details_metadata(code, message, details)
+        self.retry_after_seconds = retry_after_seconds
+        self.status = status_pb2.Status(code=code.value[0], message=message)
+        for detail in details:
+            packed = Any()
+            packed.Pack(detail)
+            self.status.details.append(packed)
 
-
-def _details_metadata(code: grpc.StatusCode, message: str, details: Sequence[Message]) -> Metadata:
-    status = status_pb2.Status(code=code.value[0], message=message)
-    for detail in details:
-        packed = Any()
-        packed.Pack(detail)
-        status.details.append(packed)
-    return tuple(rpc_status.to_status(status).trailing_metadata)
+    @property
+    def trailing_metadata(self) -> Metadata:
+        """How gRPC carries the details, and what its own retries have to know."""
+        metadata: Metadata = ()
+        if self.retry_after_seconds is not None:
+            milliseconds = round(self.retry_after_seconds * 1000)
+            metadata += (("grpc-retry-pushback-ms", str(milliseconds)),)
+        if self.status.details:
+            metadata += tuple(rpc_status.to_status(self.status).trailing_metadata)
+        return metadata
 
 
 def invalid(violations: Iterable[Violation]) -> RefusedError:
@@ -122,7 +128,7 @@ def _come_back(message: str, retry_after_seconds: float, *, reason: str) -> Refu
         f"{message}; come back in {milliseconds / 1000:g} s",
         reason=reason,
         details=[error_details_pb2.RetryInfo(retry_delay=delay)],
-        metadata=(("grpc-retry-pushback-ms", str(milliseconds)),),
+        retry_after_seconds=milliseconds / 1000,
     )
 
 

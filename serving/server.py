@@ -13,13 +13,14 @@ from serving import listening, tracing
 from serving.background import first, on_daemon_thread, unless
 from serving.configuration import ServerConfig
 from serving.engine_thread import EngineThread
+from serving.grpc_methods import SERVICE_NAME
 from serving.health import Phase, Readiness
 from serving.loading import EngineSettings, LoadedModel, load_model, load_models
 from serving.metrics import Metrics
 from serving.onnx_session import RUNTIME_VERSION
 from serving.ports import Ports
 from serving.reloading import Reloader
-from serving.service import SERVICE_NAME, DiffusionService
+from serving.service import DiffusionService
 from serving.tokens import Tokens
 from serving.tracing import Tracing
 from serving.watchdog import Watchdog
@@ -172,7 +173,7 @@ class Server:
         reason = await Watchdog(engine_thread, self._readiness).watch()
         _log.critical("%s; this process exits", reason)
         if engine_thread.alive:  # it hangs: nobody else will end its requests
-            self._service.abandon()
+            self._service.exchanges.abandon()
         self._failed.set()
 
     async def _serve(self) -> None:
@@ -192,7 +193,7 @@ class Server:
         _log.info(
             "%s: not ready any more; %d requests active, grace %g s, up to %g s to finish",
             self._stop_signal.name,
-            self._service.active,
+            self._service.exchanges.active,
             grace_seconds,
             config.drain_timeout_seconds,
         )
@@ -201,12 +202,14 @@ class Server:
             await asyncio.sleep(grace_seconds)
         self._readiness.set(Phase.DRAINING)
         try:
-            await asyncio.wait_for(self._service.wait_idle(), config.drain_timeout_seconds)
+            await asyncio.wait_for(
+                self._service.exchanges.wait_idle(), config.drain_timeout_seconds
+            )
         except TimeoutError:
-            _log.warning("%d requests are not finished in time", self._service.active)
+            _log.warning("%d requests are not finished in time", self._service.exchanges.active)
             self._unfinished = True
             self.ports.hurry()
-        self._service.abandon()
+        self._service.exchanges.abandon()
 
 
 def _tracing(config: ServerConfig) -> Tracing | None:
@@ -228,10 +231,14 @@ def _engine_settings(config: ServerConfig) -> EngineSettings:
 def _tokens(config: ServerConfig) -> Tokens | None:
     if config.auth_tokens_file is None:
         return None
-    if config.tls_files is None and not listening.is_loopback(config.host):
+    ports = {"gRPC": config.tls_files is None, "HTTP": config.has_http_api}
+    in_clear = " and ".join(port for port, clear in ports.items() if clear)
+    if in_clear and not listening.is_loopback(config.host):
         _log.warning(
-            "tokens without TLS on %s: whoever sees the traffic can use them; see --tls-cert",
+            "tokens without TLS on %s over %s: whoever sees the traffic can use them;"
+            " see --tls-cert and --http-api",
             config.host,
+            in_clear,
         )
     return Tokens(config.auth_tokens_file)
 

@@ -1,12 +1,10 @@
-"""The DiffusionService: admission, waiting, answers, and one true status for every request."""
+"""What both edges ask: admission, waiting and answers, whatever protocol the caller speaks."""
 
 import asyncio
 import time
 from collections.abc import Awaitable, Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from typing import TypeVar
-
-import grpc
 
 from serving import answers, refusal
 from serving.answers import Accepted
@@ -15,8 +13,6 @@ from serving.engine_thread import EngineThread, EngineUnavailable
 from serving.exchange import Exchange, Exchanges, Finished
 from serving.health import Phase, Readiness
 from serving.metrics import Metrics
-from serving.parsing import parse
-from serving.receiving import Context
 from serving.request import DeadlineUnmeetable, Outcome, QueueFull
 from serving.tokens import Tokens
 from serving.validation import (
@@ -28,18 +24,22 @@ from serving.validation import (
 )
 from simple_diffusion.v1 import diffusion_pb2 as pb
 
-SERVICE_NAME = pb.DESCRIPTOR.services_by_name["DiffusionService"].full_name
-
 _ENCODER_THREADS = 2
 
 _AnswerT = TypeVar("_AnswerT")
 
+Read = Callable[[], pb.GenerateRequest]
+
 
 class DiffusionService:
-    """Answers Generate, GenerateStream and ListModels. Belongs to one event loop.
+    """Draws, and says what can be drawn. Belongs to one event loop.
 
     Requests are refused with UNAVAILABLE until `attach` has given the service its models and
-    `readiness` says that it accepts.
+    `readiness` says that it accepts. Its methods run inside `exchanges.run`.
+
+    Attributes:
+        exchanges: where every request gets its one status.
+        needs_token: whether requests need one.
     """
 
     def __init__(
@@ -58,7 +58,8 @@ class DiffusionService:
         self._request_timeout_seconds = request_timeout_seconds
         self._models: Mapping[str, ServedModel] = {}
         self._engine_thread: EngineThread | None = None
-        self._exchanges = Exchanges(metrics, tokens, on_finished)
+        self.needs_token = tokens is not None
+        self.exchanges = Exchanges(metrics, tokens, on_finished)
         # PNG encoding and protobuf assembly would hold up the event loop, so they run here.
         self._encoders = ThreadPoolExecutor(_ENCODER_THREADS, thread_name_prefix="encoder")
 
@@ -71,89 +72,97 @@ class DiffusionService:
         """Serves new requests with another version of a model, in its place."""
         self._models = {**self._models, model.name: model}
 
-    def handler(self) -> "grpc.GenericRpcHandler[bytes, bytes]":
-        """Returns what a grpc.aio server is given.
+    async def generate(
+        self,
+        exchange: Exchange,
+        read: Read,
+        encode: Callable[[pb.GenerateResponse], _AnswerT],
+    ) -> _AnswerT:
+        """Draws images and answers when all are finished.
 
-        There are no (de)serializers: undecodable bytes would otherwise never reach this class and
-        end as UNKNOWN, and answers are assembled off the event loop. Why all requests are streams
-        here stands in `serving.receiving`.
+        Args:
+            exchange: the request.
+            read: returns what it asks for; may raise RefusedError.
+            encode: turns the answer into what the caller understands, on a thread of its own.
         """
-        return grpc.method_handlers_generic_handler(
-            SERVICE_NAME,
-            {
-                "Generate": grpc.stream_unary_rpc_method_handler(self.generate),
-                "GenerateStream": grpc.stream_stream_rpc_method_handler(self.generate_stream),
-                "ListModels": grpc.stream_unary_rpc_method_handler(self.list_models),
-            },
-        )
-
-    async def generate(self, _: object, context: Context) -> bytes:
-        """Draws images and answers when all are finished."""
-        return await self._exchanges.answer("Generate", context, self._generate)
-
-    async def generate_stream(self, _: object, context: Context) -> None:
-        """Draws images and sends each as it finishes."""
-        await self._exchanges.answer("GenerateStream", context, self._generate_stream)
-
-    async def list_models(self, _: object, context: Context) -> bytes:
-        """Says what there is to draw."""
-        return await self._exchanges.answer("ListModels", context, self._list_models)
-
-    def abandon(self) -> None:
-        """Ends every accepted request with UNAVAILABLE: this process will not finish them."""
-        self._exchanges.abandon()
-
-    async def wait_idle(self) -> None:
-        """Waits until no request is active."""
-        await self._exchanges.wait_idle()
-
-    @property
-    def active(self) -> int:
-        """How many requests have arrived and have no status yet."""
-        return self._exchanges.active
-
-    def close(self) -> None:
-        """Stops the encoder threads."""
-        self._encoders.shutdown(wait=False, cancel_futures=True)
-
-    async def _generate(self, exchange: Exchange, request: bytes) -> bytes:
-        accepted = self._accept(exchange, request, streaming=False)
-        parcel = await self._run(exchange, accepted, streaming=False, on_parcel=None)
+        accepted = self._accept(exchange, read, streaming=False)
+        parcel = await self._run(exchange, accepted)
         ending = parcel.ending
         assert ending is not None
-        body = await self._off_loop(answers.response, accepted, parcel.images, ending)
+
+        def assemble() -> _AnswerT:
+            return encode(answers.response(accepted, parcel.images, ending))
+
+        body = await self._off_loop(assemble)
         self._note_computed(accepted, ending)
         self._note_sent(exchange, accepted, len(parcel.images))
         return body
 
-    async def _generate_stream(self, exchange: Exchange, request: bytes) -> None:
-        accepted = self._accept(exchange, request, streaming=True)
+    async def generate_stream(
+        self,
+        exchange: Exchange,
+        read: Read,
+        encode: Callable[[pb.GenerateStreamResponse], bytes],
+        write: Callable[[bytes], Awaitable[None]],
+        on_accepted: Callable[[], Awaitable[None]] | None = None,
+    ) -> None:
+        """Draws images and sends each as it finishes.
+
+        Args:
+            exchange: the request.
+            read: returns what it asks for; may raise RefusedError.
+            encode: turns an event into what the caller understands, on a thread of its own.
+            write: sends one event and waits while the caller is behind.
+            on_accepted: awaited once the request is certain to be worked on.
+        """
+        accepted = self._accept(exchange, read, streaming=True)
 
         async def send(parcel: Parcel) -> None:
             self._metrics.previews_dropped(accepted.model.name, parcel.previews_dropped)
-            messages = await self._off_loop(answers.events, accepted, parcel)
+            messages = await self._off_loop(
+                lambda: [encode(event) for event in answers.events(accepted, parcel)]
+            )
             for position, message in enumerate(messages):
-                await _write(exchange.context, message)
+                await write(message)
                 if position < len(parcel.images):
                     self._note_sent(exchange, accepted, 1)
 
-        parcel = await self._run(exchange, accepted, streaming=True, on_parcel=send)
+        parcel = await self._run(exchange, accepted, on_accepted=on_accepted, on_parcel=send)
         ending = parcel.ending
         assert ending is not None
-        await _write(exchange.context, answers.summary_event(accepted, ending))
+        await write(encode(answers.summary_event(accepted, ending)))
         self._note_computed(accepted, ending)
+
+    def list_models(self) -> pb.ListModelsResponse:
+        """Says what there is to draw.
+
+        Raises:
+            RefusedError: UNAVAILABLE, while that is not known, or when nothing can be drawn.
+        """
+        if self._readiness.phase in (Phase.STARTING, Phase.FAILED):
+            raise refusal.unavailable(self._readiness.phase.value)
+        return pb.ListModelsResponse(
+            models=[answers.describe(model) for model in self._models.values()],
+            max_images_per_request=self._max_images_per_request,
+            max_guidance_scale=MAX_GUIDANCE_SCALE,
+            samplers=list(SAMPLER_NAMES),
+        )
+
+    def close(self) -> None:
+        """Stops the encoder threads."""
+        self._encoders.shutdown(wait=False, cancel_futures=True)
 
     async def _run(
         self,
         exchange: Exchange,
         accepted: Accepted,
         *,
-        streaming: bool,
-        on_parcel: Callable[[Parcel], Awaitable[None]] | None,
+        on_accepted: Callable[[], Awaitable[None]] | None = None,
+        on_parcel: Callable[[Parcel], Awaitable[None]] | None = None,
     ) -> Parcel:
         """Has the engine draw; returns the last parcel. However this ends, the lanes are freed."""
         assert self._engine_thread is not None
-        delivery = Delivery(asyncio.get_running_loop(), streaming=streaming)
+        delivery = Delivery(asyncio.get_running_loop(), streaming=on_parcel is not None)
         try:
             handle = self._engine_thread.submit(accepted.model.name, accepted.spec, delivery)
         except QueueFull as full:
@@ -169,6 +178,8 @@ class DiffusionService:
         exchange.delivery = delivery
         ending: Ending | None = None
         try:
+            if on_accepted is not None:
+                await on_accepted()
             while True:
                 parcel = await delivery.take()
                 ending = exchange.ending = parcel.ending
@@ -181,12 +192,12 @@ class DiffusionService:
             if ending is None:
                 self._engine_thread.cancel(handle)
 
-    def _accept(self, exchange: Exchange, request: bytes, *, streaming: bool) -> Accepted:
-        arrival_seconds, left_seconds = time.monotonic(), exchange.seconds_left
+    def _accept(self, exchange: Exchange, read: Read, *, streaming: bool) -> Accepted:
+        arrival_seconds, left_seconds = time.monotonic(), exchange.call.seconds_left
         if left_seconds is None:
             left_seconds = self._request_timeout_seconds
         self._require_accepting()
-        message = parse(pb.GenerateRequest, request)
+        message = read()
         model = self._find_model(message.model)
         if left_seconds <= 0:
             raise refusal.deadline_exceeded()
@@ -215,21 +226,8 @@ class DiffusionService:
             raise refusal.unknown_model(name, self._models)
         return model
 
-    async def _list_models(self, _: Exchange, request: bytes) -> bytes:
-        if self._readiness.phase in (Phase.STARTING, Phase.FAILED):
-            raise refusal.unavailable(self._readiness.phase.value)
-        parse(pb.ListModelsRequest, request)
-        response = pb.ListModelsResponse(
-            models=[answers.describe(model) for model in self._models.values()],
-            max_images_per_request=self._max_images_per_request,
-            max_guidance_scale=MAX_GUIDANCE_SCALE,
-            samplers=list(SAMPLER_NAMES),
-        )
-        return response.SerializeToString()
-
-    async def _off_loop(self, function: Callable[..., _AnswerT], *arguments: object) -> _AnswerT:
-        loop = asyncio.get_running_loop()
-        return await loop.run_in_executor(self._encoders, function, *arguments)
+    async def _off_loop(self, function: Callable[[], _AnswerT]) -> _AnswerT:
+        return await asyncio.get_running_loop().run_in_executor(self._encoders, function)
 
     def _note_sent(self, exchange: Exchange, accepted: Accepted, images: int) -> None:
         model = accepted.model.name
@@ -260,14 +258,6 @@ def _check(ending: Ending) -> None:
             raise refusal.abandoned()
         case Outcome.NETWORK_FAILED:
             raise NetworkFailedError(ending.detail)
-
-
-async def _write(context: Context, message: bytes) -> None:
-    try:
-        await context.write(message)
-    except grpc.aio.BaseError as error:
-        # The stream broke before the cancellation of this coroutine arrived: the client is gone.
-        raise asyncio.CancelledError from error
 
 
 def _label_name(accepted: Accepted) -> str:

@@ -51,7 +51,7 @@ class Tokens:
             self._read_again()
         values = [value for key, value in metadata or () if key == _KEY]
         if not values:
-            raise refusal.unauthenticated("needs a bearer token in the metadata authorization")
+            raise refusal.unauthenticated("needs a bearer token, `authorization: Bearer TOKEN`")
         given = _BEARER.fullmatch(values[0]) if isinstance(values[0], str) else None
         if len(values) > 1 or given is None or not self._knows(given[1]):
             raise refusal.unauthenticated("accepts no such token")

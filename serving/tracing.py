@@ -123,7 +123,7 @@ def start(endpoint: str, sample_ratio: float, service: str) -> Tracing:
 def _trace_context(exchange: Exchange) -> dict[str, str]:
     return {
         key: value
-        for key, value in exchange.context.invocation_metadata() or ()
+        for key, value in exchange.call.metadata
         if key in ("traceparent", "tracestate") and isinstance(value, str)
     }
 
@@ -133,7 +133,7 @@ def _attributes(
 ) -> dict[str, str | int | float]:
     number: int = code.value[0]
     attributes: dict[str, str | int | float] = {
-        "rpc.system": "grpc",
+        "rpc.system": exchange.call.system,
         "rpc.service": service,
         "rpc.method": exchange.method,
         "rpc.grpc.status_code": number,

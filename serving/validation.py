@@ -153,7 +153,8 @@ def validate(
         sampler=SAMPLER_NAMES.get(request.sampler, model.default_sampler),
         num_steps=num_steps,
         guidance_scale=guidance_scale,
-        preview_every=request.preview_every,
+        # Beyond num_steps there is nothing to preview, however far beyond.
+        preview_every=min(request.preview_every, num_steps),
         deadline_seconds=deadline_seconds,
     )
 

@@ -17,10 +17,11 @@ from serving.call_metrics import counted
 from serving.engine import Engine
 from serving.engine_thread import EngineThread
 from serving.exchange import Finished
+from serving.grpc_methods import SERVICE_NAME, GrpcMethods
 from serving.health import Health, Phase, Readiness
 from serving.metrics import Metrics
 from serving.reflection import Reflection
-from serving.service import SERVICE_NAME, DiffusionService
+from serving.service import DiffusionService
 from serving.tokens import Tokens
 from serving.validation import ServedModel
 from simple_diffusion.v1 import diffusion_pb2 as pb
@@ -117,7 +118,7 @@ async def running_edge(
     server = listening.make_grpc_server()
     server.add_generic_rpc_handlers(
         (
-            counted(SERVICE_NAME, service.handler(), metrics),
+            counted(SERVICE_NAME, GrpcMethods(service).handler(), metrics),
             counted(health.SERVICE_NAME, Health(readiness, [SERVICE_NAME]).handler(), metrics),
             counted(reflection.SERVICE_NAME, Reflection([SERVICE_NAME], tokens).handler(), metrics),
         )

@@ -15,9 +15,9 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from serving.client import AsyncClient, GeneratedImage, Preview, ResourceExhaustedError
 from serving.configuration import ServerConfig
+from serving.grpc_methods import SERVICE_NAME
 from serving.health import Phase
 from serving.listening import MAX_CALLS_PER_CONNECTION, MAX_METADATA_BYTES, MIN_CLIENT_PING_SECONDS
-from serving.service import SERVICE_NAME
 from serving.tokens import Tokens
 from simple_diffusion.v1 import diffusion_pb2 as pb
 from simple_diffusion.v1.diffusion_pb2_grpc import DiffusionServiceStub
@@ -140,7 +140,7 @@ async def test_a_request_goes_where_there_is_less_to_do() -> None:
             edge.hold()
         calls = [front.stub.Generate(pb.GenerateRequest(label=1), timeout=20) for _ in range(40)]
         for edge in front.edges:  # by chance alone one would have fewer, once in six times
-            await edge.until(lambda edge=edge: edge.service.active >= 16)
+            await edge.until(lambda edge=edge: edge.service.exchanges.active >= 16)
         for edge in front.edges:
             edge.release()
         await asyncio.gather(*calls)
@@ -204,7 +204,9 @@ async def test_a_refusal_comes_as_it_is_and_is_not_tried_elsewhere() -> None:
             edge.hold()
             for active in (1, 2):  # one has the lane, one waits
                 accepted.append(edge.stub.Generate(request, timeout=20))
-                await edge.until(lambda edge=edge, active=active: edge.service.active == active)
+                await edge.until(
+                    lambda edge=edge, active=active: edge.service.exchanges.active == active
+                )
                 await edge.until(lambda edge=edge: len(edge.network.batches))
         with pytest.raises(grpc.aio.AioRpcError) as caught:
             await front.stub.Generate(request, timeout=20)
@@ -239,7 +241,7 @@ async def test_what_a_draining_replica_refuses_another_one_answers() -> None:
         # It refuses at once, so that it has the least to do for as long as Envoy does not know.
         request = pb.GenerateRequest(label=2, count=1, seed=1)
         calls = [front.stub.Generate(request, timeout=20) for _ in range(8)]
-        await other.until(lambda: other.service.active == 8)
+        await other.until(lambda: other.service.exchanges.active == 8)
         other.release()
         responses = await asyncio.gather(*calls)
         assert len({pixels(response)[0] for response in responses}) == 1

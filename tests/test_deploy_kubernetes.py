@@ -16,9 +16,9 @@ from click.testing import CliRunner
 from serving import __main__ as command
 from serving import server, tracing
 from serving.configuration import ServerConfig
+from serving.grpc_methods import SERVICE_NAME
 from serving.health import PROCESS
 from serving.metrics import Metrics
-from serving.service import SERVICE_NAME
 
 Resource = dict[str, Any]
 

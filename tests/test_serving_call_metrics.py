@@ -11,10 +11,10 @@ from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 
 from serving import listening
 from serving.call_metrics import counted
+from serving.grpc_methods import SERVICE_NAME
 from serving.health import SERVICE_NAME as HEALTH
 from serving.metrics import Metrics
 from serving.reflection import SERVICE_NAME as REFLECTION
-from serving.service import SERVICE_NAME
 from simple_diffusion.v1 import diffusion_pb2 as pb
 from tests.edge_harness import Edge, running_edge
 

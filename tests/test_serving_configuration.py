@@ -39,6 +39,42 @@ def test_settings_that_contradict_each_other_are_refused_by_name(
     assert "secret" not in str(caught.value)
 
 
+@pytest.mark.parametrize(
+    ("settings", "has_one"),
+    [
+        ({}, True),
+        ({"auth_tokens_file": Path("t")}, True),
+        ({"tls_client_ca": Path("a")}, False),
+        ({"tls_client_ca": Path("a"), "auth_tokens_file": Path("t")}, True),
+        ({"tls_client_ca": Path("a"), "http_api": "on"}, True),
+        ({"http_api": "off"}, False),
+    ],
+)
+def test_who_has_to_show_a_certificate_over_grpc_is_not_let_in_over_http_without(
+    settings: dict[str, object], has_one: bool
+) -> None:
+    files = {"tls_cert": Path("c"), "tls_key": Path("k")}
+    assert ServerConfig(**files, **settings).has_http_api is has_one
+
+
+@pytest.mark.parametrize(
+    ("settings", "hosts"),
+    [
+        ({}, {"localhost", "127.0.0.1", "::1"}),
+        ({"host": "0.0.0.0"}, None),
+        ({"host": "::"}, None),
+        (
+            {"host": "0.0.0.0", "http_host_names": ("Digits.example",)},
+            {"localhost", "127.0.0.1", "::1", "0.0.0.0", "digits.example"},
+        ),
+    ],
+)
+def test_only_names_of_this_machine_lead_to_a_server_that_is_for_this_machine(
+    settings: dict[str, object], hosts: set[str] | None
+) -> None:
+    assert ServerConfig(**settings).http_hosts == hosts
+
+
 def test_the_resolved_configuration_is_logged_at_the_start(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:

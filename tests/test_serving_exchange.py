@@ -81,10 +81,10 @@ async def test_a_client_that_leaves_is_a_line_too(caplog: pytest.LogCaptureFixtu
     async with running_edge() as edge:
         edge.hold()
         call = edge.stub.Generate(pb.GenerateRequest(label=1))
-        await edge.until(lambda: edge.service.active == 1)
+        await edge.until(lambda: edge.service.exchanges.active == 1)
         call.cancel()
         with pytest.raises(asyncio.CancelledError):
             await call
-        await edge.until(lambda: edge.service.active == 0)
+        await edge.until(lambda: edge.service.exchanges.active == 0)
         edge.release()
     assert (one_line(caplog)["code"], one_line(caplog)["model"]) == ("CANCELLED", "fake")

@@ -38,9 +38,10 @@ def test_buckets_begin_at_a_millisecond_or_a_row_and_never_jump(family: Family) 
     assert all(1 < upper / lower <= 3 for lower, upper in pairs)
 
 
-def test_methods_are_those_of_the_service() -> None:
+def test_methods_are_those_of_the_service_over_grpc_and_over_http() -> None:
     methods = pb.DESCRIPTOR.services_by_name["DiffusionService"].methods
-    assert set(METHODS) == {method.name for method in methods}
+    names = {method.name for method in methods}
+    assert set(METHODS) == names | {f"Http{name}" for name in names}
 
 
 def test_codes_are_grpc_codes_and_never_unknown() -> None:

@@ -72,9 +72,9 @@ async def test_what_has_not_arrived_is_counted_and_does_not_hold_up_a_drain() ->
             connection.flush()
             started = "diffusion_requests_started_total"
             await edge.until(lambda: edge.metrics.value(started, method="Generate") == 1)
-            assert edge.service.active == 0
-            await asyncio.wait_for(edge.service.wait_idle(), 1)
-            edge.service.abandon()
+            assert edge.service.exchanges.active == 0
+            await asyncio.wait_for(edge.service.exchanges.wait_idle(), 1)
+            edge.service.exchanges.abandon()
             code, _ = await status(edge, number, connection)
         assert code == str(grpc.StatusCode.UNAVAILABLE.value[0])
         assert edge.finished("Generate", "UNAVAILABLE") == 1

@@ -6,8 +6,8 @@ import grpc
 import pytest
 from grpc_reflection.v1alpha import reflection_pb2
 
+from serving.grpc_methods import SERVICE_NAME
 from serving.reflection import SERVICE_NAME as REFLECTION
-from serving.service import SERVICE_NAME
 from serving.tokens import Tokens
 from tests.edge_harness import Edge, running_edge
 

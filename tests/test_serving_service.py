@@ -13,10 +13,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from serving.engine import Engine
-from serving.exchange import Exchange
 from serving.health import Phase
 from serving.images import decode_png
 from serving.parsing import MAX_REQUEST_BYTES
+from serving.receiving import GrpcCall
 from simple_diffusion.v1 import diffusion_pb2 as pb
 from tests.edge_harness import MODEL, Edge, details, logged_fields, pixels, running_edge, violations
 from tests.fakes import assert_reference_pixels, fake_model, spec
@@ -258,7 +258,7 @@ async def test_random_bytes_never_get_anything_but_an_answer() -> None:
                     grpc.StatusCode.INVALID_ARGUMENT,
                     grpc.StatusCode.NOT_FOUND,
                 )
-        await edge.until(lambda: edge.service.active == 0)
+        await edge.until(lambda: edge.service.exchanges.active == 0)
 
 
 @pytest.mark.parametrize("size_bytes", [MAX_REQUEST_BYTES + 1, 5_000_000])
@@ -309,7 +309,7 @@ async def test_a_request_without_a_deadline_gets_that_of_the_server() -> None:
         begin = time.monotonic()
         call = edge.stub.Generate(request(num_steps=500))
         own = edge.stub.Generate(request(), timeout=30)
-        await edge.until(lambda: edge.service.active == 2)
+        await edge.until(lambda: edge.service.exchanges.active == 2)
         await asyncio.sleep(0.3)
         edge.release()
         error = await refusal(call)
@@ -409,11 +409,11 @@ async def test_a_client_that_leaves_frees_its_lanes_and_changes_nobodys_pixels(
         stays = edge.stub.Generate(request(count=4, num_steps=50))
         asked = request(count=8, label=2, num_steps=1000)
         leaves = edge.stub.GenerateStream(asked) if streaming else edge.stub.Generate(asked)
-        await edge.until(lambda: edge.service.active == 2)
+        await edge.until(lambda: edge.service.exchanges.active == 2)
         leaves.cancel()
         assert pixels(await stays) == pixels(alone)
         await edge.until(lambda: edge.engine.statistics().requests_active == 0)
-        await edge.until(lambda: edge.service.active == 0)
+        await edge.until(lambda: edge.service.exchanges.active == 0)
         method = "GenerateStream" if streaming else "Generate"
         assert edge.finished(method, "CANCELLED") == 1
 
@@ -423,7 +423,7 @@ async def test_a_client_that_leaves_while_it_does_not_read_is_noticed() -> None:
         call = edge.stub.GenerateStream(request(count=32, num_steps=1000, preview_every=1))
         await edge.until(lambda: edge.engine.statistics().totals.images_finished > 0)
         call.cancel()
-        await edge.until(lambda: edge.service.active == 0)
+        await edge.until(lambda: edge.service.exchanges.active == 0)
         await edge.until(lambda: edge.engine.statistics().requests_active == 0)
         assert edge.finished("GenerateStream", "CANCELLED") == 1
 
@@ -431,11 +431,11 @@ async def test_a_client_that_leaves_while_it_does_not_read_is_noticed() -> None:
 async def test_a_stream_that_nobody_reads_ends_at_the_deadline_that_the_server_gave_it(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(Exchange, "seconds_left", 0.5)  # the client has set none
+    monkeypatch.setattr(GrpcCall, "seconds_left", 0.5)  # the client has set none
     async with running_edge() as edge:
         call = edge.stub.GenerateStream(request(count=32, num_steps=1000, preview_every=1))
         await edge.until(lambda: edge.finished("GenerateStream", "DEADLINE_EXCEEDED") == 1)
-        assert edge.service.active == 0
+        assert edge.service.exchanges.active == 0
         await edge.until(lambda: edge.engine.statistics().requests_active == 0)
         error = await refusal(collect(call))
     assert error.code() is grpc.StatusCode.DEADLINE_EXCEEDED
@@ -464,7 +464,7 @@ async def test_nan_fails_the_requests_it_is_in_and_leaves_the_others_as_they_are
             for label in (3, 5)
         ]
         await edge.until(lambda: edge.engine.statistics().images_waiting >= 0)
-        await edge.until(lambda: edge.service.active == 2)
+        await edge.until(lambda: edge.service.exchanges.active == 2)
         edge.release()
         error = await refusal(calls[1])
         assert error.code() is grpc.StatusCode.INTERNAL
@@ -499,13 +499,13 @@ async def test_a_request_that_the_server_will_not_finish_is_told_so() -> None:
         stream = asyncio.ensure_future(
             edge.stub.GenerateStream(request(count=8, num_steps=1000)).read()
         )
-        await edge.until(lambda: edge.service.active == 2)
-        edge.service.abandon()
+        await edge.until(lambda: edge.service.exchanges.active == 2)
+        edge.service.exchanges.abandon()
         for call in (unary, stream):
             error = await refusal(call)
             assert error.code() is grpc.StatusCode.UNAVAILABLE
         await edge.until(lambda: edge.engine.statistics().requests_active == 0)
-        await asyncio.wait_for(edge.service.wait_idle(), 1)
+        await asyncio.wait_for(edge.service.exchanges.wait_idle(), 1)
 
 
 # The ledger
@@ -560,7 +560,7 @@ async def test_the_counters_equal_the_clients_ledger() -> None:
         await asyncio.gather(
             *(ledger.ask(kind, rng.randrange(10), rng.randrange(1, 5)) for kind in kinds)
         )
-        await edge.until(lambda: edge.service.active == 0)
+        await edge.until(lambda: edge.service.exchanges.active == 0)
         await edge.until(lambda: edge.engine.statistics().requests_active == 0)
         value = edge.metrics.value
         codes = [status.split()[0] for status in ledger.statuses]

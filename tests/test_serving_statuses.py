@@ -5,9 +5,9 @@ import random
 import grpc
 import pytest
 
+from serving.grpc_methods import SERVICE_NAME as DIFFUSION
 from serving.health import SERVICE_NAME as HEALTH
 from serving.reflection import SERVICE_NAME as REFLECTION
-from serving.service import SERVICE_NAME as DIFFUSION
 from simple_diffusion.v1 import diffusion_pb2 as pb
 from tests.edge_harness import Edge, pixels, running_edge
 
@@ -57,7 +57,7 @@ async def test_random_bytes_get_an_answer_that_is_not_unknown(method: str) -> No
         }
         assert codes <= {"OK", "INVALID_ARGUMENT", "NOT_FOUND"}
         assert "INVALID_ARGUMENT" in codes
-        await edge.until(lambda: edge.service.active == 0)
+        await edge.until(lambda: edge.service.exchanges.active == 0)
         assert len((await edge.stub.Generate(pb.GenerateRequest(label=1))).images) == 1
 
 

@@ -189,20 +189,22 @@ def test_a_server_process_asks_for_tokens_and_shows_none(tmp_path: Path, path: P
 
 
 @pytest.mark.parametrize(
-    ("host", "tls", "warned"),
+    ("host", "tls", "http_api", "warned"),
     [
-        ("127.0.0.1", False, False),
-        ("::1", False, False),
-        ("localhost", False, False),
-        ("0.0.0.0", False, True),
-        ("example.org", False, True),
-        ("0.0.0.0", True, False),
+        ("127.0.0.1", False, "on", False),
+        ("::1", False, "on", False),
+        ("localhost", False, "on", False),
+        ("0.0.0.0", False, "off", True),
+        ("example.org", False, "off", True),
+        ("0.0.0.0", True, "on", True),
+        ("0.0.0.0", True, "off", False),
     ],
 )
 async def test_tokens_that_others_could_read_on_the_way_are_warned_of(
-    path: Path, caplog: pytest.LogCaptureFixture, host: str, tls: bool, warned: bool
+    path: Path, caplog: pytest.LogCaptureFixture, host: str, tls: bool, http_api: str, warned: bool
 ) -> None:
     files = {"tls_cert": path, "tls_key": path} if tls else {}
     with caplog.at_level(logging.WARNING):
-        server_module.Server(ServerConfig(host=host, auth_tokens_file=path, **files))
+        config = ServerConfig(host=host, auth_tokens_file=path, http_api=http_api, **files)
+        server_module.Server(config)
     assert bool([line for line in caplog.messages if "without TLS" in line]) is warned

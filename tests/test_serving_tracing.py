@@ -16,7 +16,7 @@ from opentelemetry.sdk.trace import ReadableSpan, TracerProvider
 from opentelemetry.sdk.trace.export import SimpleSpanProcessor
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 
-from serving.service import SERVICE_NAME
+from serving.grpc_methods import SERVICE_NAME
 from serving.tracing import Tracing
 from simple_diffusion.v1 import diffusion_pb2 as pb
 from simple_diffusion.v1.diffusion_pb2_grpc import DiffusionServiceStub
@@ -127,7 +127,7 @@ async def test_a_tracer_that_fails_changes_no_answer(caplog: pytest.LogCaptureFi
 
     async with running_edge(on_finished=explode) as edge:
         assert len((await edge.stub.Generate(pb.GenerateRequest(label=7))).images) == 1
-        assert edge.service.active == 0
+        assert edge.service.exchanges.active == 0
     assert "no collector" in caplog.text
 
 

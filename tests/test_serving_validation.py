@@ -250,3 +250,8 @@ def test_what_passes_is_in_range_and_what_does_not_names_its_fields(
     assert 0 <= spec.guidance_scale <= MAX_GUIDANCE_SCALE
     assert spec.preview_every >= 0
     assert streaming or spec.preview_every == 0
+
+
+def test_previews_rarer_than_steps_are_none_and_no_error() -> None:
+    asked = pb.GenerateRequest(label=1, num_steps=7, preview_every=2**31 - 1)
+    assert check(asked, streaming=True).preview_every == 7

@@ -1,0 +1,1 @@
+"""The HTTP edge: probes and metrics, the JSON API, and the playground."""
