@@ -13,9 +13,11 @@ from tests.server_process import ServerProcess
 PAGES = (
     "README.md",
     "docs/architecture.md",
+    "docs/capacity.md",
     "docs/operations.md",
     "docs/promises.md",
     "docs/quality.md",
+    "docs/replicas.md",
     "docs/training.md",
 )
 MAKE_TARGETS = {
