@@ -4,7 +4,7 @@ from typing import Any
 
 import grpc
 
-from serving.client import InternalError, UnavailableError
+from serving.client import CallCancelledError, InternalError, UnavailableError
 from serving.client.errors import from_rpc_error
 
 
@@ -40,3 +40,15 @@ def test_what_a_server_calls_internal_stays_internal() -> None:
         error = from_rpc_error(Failed(grpc.StatusCode.INTERNAL, details, **metadata), "proxy:1")
         assert isinstance(error, InternalError)
         assert error.code == "INTERNAL"
+
+
+def test_a_call_that_reaches_a_server_as_it_stops_may_be_made_again() -> None:
+    error = from_rpc_error(Failed(grpc.StatusCode.CANCELLED, "CANCELLED"), "host:1")
+    assert isinstance(error, UnavailableError)
+    assert str(error) == "the server at host:1 has stopped"
+
+
+def test_a_call_that_was_cancelled_on_purpose_is_not_made_again() -> None:
+    for details, metadata in (("Channel closed!", {}), ("CANCELLED", {"x_request_id": "7"})):
+        error = from_rpc_error(Failed(grpc.StatusCode.CANCELLED, details, **metadata), "host:1")
+        assert isinstance(error, CallCancelledError)

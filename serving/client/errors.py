@@ -76,7 +76,7 @@ class UnimplementedError(ClientError):
 
 
 class CallCancelledError(ClientError):
-    """The call was cancelled: by `close`, or by the server."""
+    """The call was cancelled by `close`."""
 
 
 _BY_CODE: dict[str, type[ClientError]] = {
@@ -138,6 +138,10 @@ def from_rpc_error(error: grpc.RpcError, target: str) -> ClientError:
         # A proxy says so when the server behind it dies in the middle of a stream. What a server
         # itself calls INTERNAL has the id of the request.
         code = "UNAVAILABLE"
+    if code == message == "CANCELLED" and request_id is None:
+        # gRPC's word for a call that reached a server in the moment in which it stopped. What is
+        # cancelled on purpose has a text of its own.
+        code = "UNAVAILABLE"
     if code == "UNAVAILABLE" and not answered:
         message = _no_answer(message, target)
     elif code == "DEADLINE_EXCEEDED":
@@ -166,6 +170,8 @@ def _no_answer(reason: str, target: str) -> str:
             f"{target} closed the connection: the server has stopped, or it asks for TLS"
             " or for a certificate"
         )
+    if reason == "CANCELLED":
+        return f"the server at {target} has stopped"
     if _RESET in reason:
         return f"the server behind {target} stopped before the answer was complete"
     port = target.rpartition(":")[2]
