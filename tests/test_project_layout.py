@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 PACKAGES = ("diffusion", "training", "export", "evaluation", "serving")
-PINNED = ("full", "serving", "serving-gpu")
+PINNED = ("full", "serving", "serving-gpu", "training")
 
 # Written so that this file does not match its own patterns.
 REGISTRIES = re.compile(
@@ -141,8 +141,9 @@ def test_pinned_requirements_have_hashes_and_no_address(repository: Path, name: 
 
 
 def test_pinned_requirements_agree_with_each_other(repository: Path) -> None:
-    full, serving, gpu = (pins(repository, name) for name in PINNED)
+    full, serving, gpu, training = (pins(repository, name) for name in PINNED)
     assert serving.items() <= full.items(), "the server would run on versions that no test saw"
+    assert training.items() <= full.items(), "training would run on versions that no test saw"
     assert {name: gpu[name] for name in gpu.keys() & serving.keys()}.items() <= serving.items()
     assert gpu["onnxruntime-gpu"] == serving["onnxruntime"]
 
