@@ -29,7 +29,7 @@ PROTOS := simple_diffusion/v1/diffusion.proto
 export ORT_DISABLE_TELEMETRY := 1
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: help demo serve train export evaluate ablate test fault-test check format stubs constraints clean
+.PHONY: help demo serve train export evaluate ablate test fault-test compose-test check format stubs constraints clean
 
 help: ## List the targets
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/  make \1\t\2/' | expand -t 22
@@ -64,6 +64,10 @@ test: $(FULL_STAMP) ## Run every test
 # The tests end before the limit does on two cores that are otherwise idle.
 fault-test: $(FULL_STAMP) ## Try every promise at its full size: 15 minutes, on a quiet machine
 	$(FULL_PYTHON) -m pytest -m 'fault or promise' --session-timeout 1200 $(ARGS)
+
+# The first build fetches the packages of the image.
+compose-test: $(FULL_STAMP) ## Build the server's image and try docker-compose.yml (needs Docker)
+	$(FULL_PYTHON) -m pytest -m compose --session-timeout 1800 $(ARGS)
 
 check: $(FULL_STAMP) ## Format, lint, types, import contracts, proto lint, stubs fresh
 	$(FULL_ENV)/bin/ruff format --check .
@@ -101,6 +105,8 @@ constraints: $(FULL_STAMP) ## Pin the versions in requirements/ anew (ARGS=--upg
 	  -o requirements/serving.txt
 	$(UV_COMPILE) --extra serving-gpu --group build -c requirements/full.txt \
 	  -o requirements/serving-gpu.txt
+	cp requirements/full.txt requirements/training.txt  # PyTorch's markers fit no constraint file
+	$(UV_COMPILE) --extra training --group build -o requirements/training.txt
 
 clean: ## Remove the environments, the caches and demo.png (not runs/, not models/)
 	rm -rf $(SERVING_ENV) $(FULL_ENV) build dist *.egg-info demo.png

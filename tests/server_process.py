@@ -28,6 +28,15 @@ def sample(name: str, **labels: str) -> tuple[str, frozenset[tuple[str, str]]]:
     return name, frozenset(labels.items())
 
 
+def parsed_samples(page: str) -> Samples:
+    """Every sample of a /metrics page."""
+    return {
+        sample(each.name, **each.labels): each.value
+        for family in text_string_to_metric_families(page)
+        for each in family.samples
+    }
+
+
 def environment(**variables: str) -> dict[str, str]:
     """This process' environment, without settings for servers, with the packages importable."""
     kept = {
@@ -66,11 +75,7 @@ class ServerProcess:
 
     def metrics(self) -> Samples:
         """Every sample, by its name and its labels."""
-        return {
-            sample(each.name, **each.labels): each.value
-            for family in text_string_to_metric_families(self.get("/metrics")[1])
-            for each in family.samples
-        }
+        return parsed_samples(self.get("/metrics")[1])
 
     def metric(self, name: str, **labels: str) -> float:
         """One sample; 0 for one that nothing has touched yet."""

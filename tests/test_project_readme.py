@@ -14,6 +14,7 @@ PAGES = (
     "README.md",
     "docs/architecture.md",
     "docs/capacity.md",
+    "docs/deployment.md",
     "docs/operations.md",
     "docs/promises.md",
     "docs/quality.md",
