@@ -10,6 +10,10 @@ SHELL := bash
 PYTHON ?= python3
 SERVING_ENV ?= .venv-serving
 FULL_ENV ?= .venv
+PEERS_ENV ?= .venv-peers
+TRITON_ENV ?= .venv-triton
+# Triton's Python worker links to the shared libpython of the system: it takes the system's Python.
+SYSTEM_PYTHON ?= /usr/bin/python3
 
 # What a command is given beyond its defaults: make train ARGS="--preset tiny"
 ARGS ?=
@@ -29,12 +33,13 @@ PROTOS := simple_diffusion/v1/diffusion.proto
 export ORT_DISABLE_TELEMETRY := 1
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: help demo serve train export evaluate ablate test fault-test compose-test check format stubs constraints clean
+.PHONY: help demo serve train export evaluate ablate load bench test fault-test compose-test check format stubs constraints clean
+.PHONY: bench-peers-env bench-peers bench-engine bench-limit bench-startup bench-training bench-report
 
 help: ## List the targets
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/  make \1\t\2/' | expand -t 22
 	@echo
-	@echo '  ARGS="..." goes to the command behind demo, serve, train, export, evaluate, ablate and test.'
+	@echo '  ARGS="..." goes to the command behind demo, serve, train, export, evaluate, ablate, load, test and bench.'
 
 # --- Use it ----------------------------------------------------------------------------------
 
@@ -55,6 +60,39 @@ evaluate: $(FULL_STAMP) ## Measure how good a model is: a page and pictures (ARG
 
 ablate: $(FULL_STAMP) ## Measure one change of the recipe at a time (hours; ARGS="--help")
 	PYTHONPATH=. $(FULL_PYTHON) tools/ablate.py $(ARGS)
+
+load: $(FULL_STAMP) ## Send load to a server and say how long it took (ARGS="--target HOST:PORT")
+	$(FULL_PYTHON) -m benchmarks.load $(ARGS)
+
+# --- Measure its speed -----------------------------------------------------------------------
+
+# On a machine that does nothing else. Each writes benchmarks/results/NAME.json; with ARGS=--quick
+# it only shows that it works, and writes to build/benchmarks.
+BENCHMARKS := engine limit startup training peers
+
+bench: $(addprefix bench-,$(BENCHMARKS)) bench-report ## Measure speed against peers and the limit: 20 minutes (or bench-peers ...)
+
+bench-engine: $(FULL_STAMP)
+	$(FULL_PYTHON) -m benchmarks.engine_overhead $(ARGS)
+
+# A kernel for an older CPU, if the environment names one, would slow NumPy's matrix product.
+bench-limit: $(FULL_STAMP)
+	env -u OPENBLAS_CORETYPE -u OPENBLAS_L2_SIZE $(FULL_PYTHON) -m benchmarks.limit $(ARGS)
+
+bench-startup: bench-peers-env
+	$(FULL_PYTHON) -m benchmarks.startup $(ARGS)
+
+bench-training: bench-peers-env
+	PYTHONPATH=.:protos $(PEERS_ENV)/bin/python -m benchmarks.training $(ARGS)
+
+bench-peers: bench-peers-env
+	$(FULL_PYTHON) -m benchmarks.peers $(ARGS)
+
+bench-report: $(FULL_STAMP)
+	$(FULL_PYTHON) -m benchmarks.report $(filter --quick,$(ARGS))
+
+bench-peers-env: $(SERVING_STAMP) $(PEERS_ENV)/.stamp
+	@$(MAKE) --no-print-directory $(TRITON_ENV)/.stamp || echo 'Triton is left out.' >&2
 
 # --- Work on it ------------------------------------------------------------------------------
 
@@ -98,6 +136,10 @@ UV_COMPILE = $(FULL_ENV)/bin/uv pip compile pyproject.toml --quiet --universal \
   --python-version 3.11 --generate-hashes --no-emit-index-url \
   --custom-compile-command 'make constraints' $(ARGS)
 
+# The peers of the benchmarks have wheels for fewer systems than this project is for.
+UV_COMPILE_PEERS = $(FULL_ENV)/bin/uv pip compile --quiet --no-config --python-version 3.11 \
+  --generate-hashes --no-emit-index-url --custom-compile-command 'make constraints' $(ARGS)
+
 constraints: $(FULL_STAMP) ## Pin the versions in requirements/ anew (ARGS=--upgrade)
 	$(UV_COMPILE) --extra serving --extra training --extra dev --group build \
 	  -o requirements/full.txt
@@ -107,9 +149,13 @@ constraints: $(FULL_STAMP) ## Pin the versions in requirements/ anew (ARGS=--upg
 	  -o requirements/serving-gpu.txt
 	cp requirements/full.txt requirements/training.txt  # PyTorch's markers fit no constraint file
 	$(UV_COMPILE) --extra training --group build -o requirements/training.txt
+	$(UV_COMPILE_PEERS) benchmarks/peers/requirements/python.in -c requirements/full.txt \
+	  -o benchmarks/peers/requirements/python.txt
+	$(UV_COMPILE_PEERS) benchmarks/peers/requirements/triton.in \
+	  -o benchmarks/peers/requirements/triton.txt
 
 clean: ## Remove the environments, the caches and demo.png (not runs/, not models/)
-	rm -rf $(SERVING_ENV) $(FULL_ENV) build dist *.egg-info demo.png
+	rm -rf $(SERVING_ENV) $(FULL_ENV) $(PEERS_ENV) $(TRITON_ENV) build dist *.egg-info demo.png
 	rm -rf .hypothesis .import_linter_cache .mypy_cache .pytest_cache .ruff_cache
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
@@ -141,3 +187,20 @@ $(FULL_ENV)/.packages: requirements/full.txt
 
 $(SERVING_STAMP) $(FULL_STAMP): %/.stamp: %/.packages pyproject.toml
 	$(install_project)
+
+# The peers that run beside PyTorch: the full environment's packages, and theirs on top.
+$(PEERS_ENV)/.stamp: benchmarks/peers/requirements/python.txt $(FULL_STAMP)
+	@echo 'Making $(PEERS_ENV) from $< (once; about 150 MB)'
+	@$(FULL_PYTHON) -m venv $(PEERS_ENV)
+	@$(FULL_PYTHON) -c 'import sysconfig; print(sysconfig.get_path("purelib"))' \
+	  > "$$($(PEERS_ENV)/bin/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')/full.pth"
+	@$(PEERS_ENV)/bin/python -m pip install --quiet --no-compile --require-hashes -r $<
+	@touch $@
+
+$(TRITON_ENV)/.stamp: benchmarks/peers/requirements/triton.txt
+	@echo 'Making $(TRITON_ENV) from $< (once; about 450 MB)'
+	@$(SYSTEM_PYTHON) -m venv $(TRITON_ENV) || \
+	  { echo 'Triton needs the Python of the system with venv and a shared libpython' \
+	    '(Debian: apt-get install python3-venv libpython3-dev), or make SYSTEM_PYTHON=...' >&2; exit 1; }
+	@$(TRITON_ENV)/bin/python -m pip install --quiet --no-compile --require-hashes -r $<
+	@touch $@

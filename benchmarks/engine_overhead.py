@@ -1,6 +1,6 @@
 """What the engine costs: its steps at saturation against bare network calls of the same size.
 
-    PYTHONPATH=. python benchmarks/engine_overhead.py --model models/mnist
+    python -m benchmarks.engine_overhead
 
 Both run in one process on one session, in short turns one after the other, so that whatever else
 the machine does meets both alike. The figure is the median of (engine steps per second) / (bare
@@ -17,6 +17,8 @@ from pathlib import Path
 import click
 import numpy as np
 
+from benchmarks import results
+from benchmarks.results import Spread
 from diffusion.samplers import SAMPLERS
 from serving.bundle import load_bundle
 from serving.denoiser import EngineModel, Network
@@ -137,6 +139,8 @@ def _per_second(work: Callable[[], None], seconds: float) -> float:
 @click.option("--num-threads", type=click.IntRange(1))
 @click.option("--turns", type=click.IntRange(1), default=15, show_default=True)
 @click.option("--turn-seconds", type=float, default=1.0, show_default=True)
+@click.option("--quick", is_flag=True, help="A second, to see that it works.")
+@click.option("--output", type=click.Path(file_okay=False, path_type=Path))
 def main(
     *,
     model: Path,
@@ -146,8 +150,13 @@ def main(
     num_threads: int | None,
     turns: int,
     turn_seconds: float,
+    quick: bool,
+    output: Path | None,
 ) -> None:
-    """Prints engine steps per second against bare network calls per second."""
+    """Measures engine steps per second against bare network calls per second."""
+    before = results.machine()
+    if quick:
+        turns, turn_seconds = 1, 0.2
     bundle = load_bundle(model)
     network = make_network(bundle, resolve_provider(provider), num_threads)
     drawn = EngineModel.from_manifest(bundle.manifest, embedding_table(bundle))
@@ -158,7 +167,16 @@ def main(
         drawn, network, lanes, sampler=sampler, turns=turns, turn_seconds=turn_seconds
     )
     print(f"{bundle.manifest.name} on {network.provider}, {sampler}, {measured.summary()}")
+    data = {
+        "lanes": measured.lanes,
+        "sampler": sampler,
+        "provider": network.provider,
+        "bare_per_second": measured.bare_per_second,
+        "engine_per_second": measured.engine_per_second,
+        "ratio": Spread.of(measured.ratios),
+    }
+    results.save("engine", data, before, quick=quick, output=output)
 
 
 if __name__ == "__main__":
-    main()
+    main(prog_name="python -m benchmarks.engine_overhead")

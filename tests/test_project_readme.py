@@ -13,6 +13,7 @@ from tests.server_process import ServerProcess
 PAGES = (
     "README.md",
     "docs/architecture.md",
+    "docs/benchmarks.md",
     "docs/capacity.md",
     "docs/deployment.md",
     "docs/operations.md",

@@ -1,0 +1,215 @@
+"""Starts the peers, each as a process of its own in its own environment, and ours beside them."""
+
+import asyncio
+import contextlib
+import os
+import signal
+import socket
+import sys
+import tempfile
+import time
+from collections.abc import AsyncIterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import httpx
+
+from benchmarks.load.targets import (
+    GrpcTarget,
+    LitServeTarget,
+    ProcessTarget,
+    Target,
+    TritonTarget,
+)
+from benchmarks.memory import Memory, memory_of_tree
+from benchmarks.peers.worker import READY
+
+REPOSITORY = Path(__file__).resolve().parents[2]
+START_SECONDS = 300.0  # compiled peers compile for several shapes
+_STOP_SECONDS = 15.0
+_POLL_SECONDS = 0.01
+_LOG_TAIL = 2000  # characters
+
+
+class PeerUnavailable(Exception):
+    """A peer that does not run here; the message is one line."""
+
+
+@dataclass(frozen=True, slots=True)
+class Peer:
+    """How one peer is run.
+
+    Attributes:
+        name: in the tables.
+        environment: directory of its virtual environment; None for this process' own.
+        arguments: after `python`; {port} and {ready_file} are filled in.
+        protocol: "grpc", "litserve", "triton", or "process" for a loop without a server.
+        what: one line for the tables.
+    """
+
+    name: str
+    environment: str | None
+    arguments: tuple[str, ...]
+    protocol: str
+    what: str
+
+    @property
+    def python(self) -> Path:
+        """Its interpreter.
+
+        Raises:
+            PeerUnavailable: its environment was not made.
+        """
+        if self.environment is None:
+            return Path(sys.executable)
+        python = REPOSITORY / self.environment / "bin" / "python"
+        if not python.exists():
+            raise PeerUnavailable(f"{self.environment} is not there: make bench-peers")
+        return python
+
+
+def loop(name: str, environment: str | None, what: str, loop_name: str) -> Peer:
+    """A loop without a server."""
+    arguments = ("-m", "benchmarks.peers.worker", "--loop", loop_name)
+    return Peer(name, environment, arguments, "process", what)
+
+
+OURS = "simple-diffusion"
+PEERS = (
+    Peer(
+        OURS,
+        ".venv-serving",
+        ("-m", "serving", "--port", "{port}", "--http-port", "0", "--ready-file", "{ready_file}",
+         "--drain-grace-seconds", "0", "--log-level", "warning"),
+        "grpc",
+        "this project's server over gRPC, with its defaults",
+    ),
+    loop("ONNX Runtime loop", None, "unet.onnx in a NumPy loop, 2 threads", "onnx"),
+    loop("diffusers, eager fp32", ".venv-peers", "DiffusionPipeline, channels_last", "eager-fp32"),
+    loop("diffusers, compile fp32", ".venv-peers", "torch.compile, freezing", "compile-fp32"),
+    loop("diffusers, eager bf16", ".venv-peers", "autocast to bfloat16", "eager-bf16"),
+    loop("diffusers, compile bf16", ".venv-peers", "both", "compile-bf16"),
+    Peer(
+        "Triton",
+        ".venv-triton",
+        ("-m", "benchmarks.peers.triton_server", "--port", "{port}"),
+        "triton",
+        "nvidia-pytriton, dynamic batcher around the ONNX Runtime loop, 2 instances of 1 thread",
+    ),
+    Peer(
+        "LitServe",
+        ".venv-peers",
+        ("-m", "benchmarks.peers.litserve_server", "--port", "{port}"),
+        "litserve",
+        "batches of up to 64 requests around the ONNX Runtime loop, 2 workers of 1 thread",
+    ),
+)  # fmt: skip
+
+
+@dataclass(frozen=True, slots=True)
+class Running:
+    """A peer that is ready.
+
+    Attributes:
+        peer: which one.
+        target: where requests go.
+        pid: of its first process.
+        ready_seconds: from the start of the process until it was ready.
+    """
+
+    peer: Peer
+    target: Target
+    pid: int
+    ready_seconds: float
+
+    def memory(self) -> Memory:
+        """Of all its processes, now."""
+        return memory_of_tree(self.pid)
+
+
+@contextlib.asynccontextmanager
+async def started(peer: Peer) -> AsyncIterator[Running]:
+    """Starts a peer, waits until it is ready, and stops it with all its processes at the end.
+
+    Raises:
+        PeerUnavailable: it does not start.
+    """
+    with tempfile.TemporaryDirectory() as directory:
+        ready_file, log_file = Path(directory) / "ready", Path(directory) / "log"
+        port = _free_port()
+        arguments = [each.format(port=port, ready_file=ready_file) for each in peer.arguments]
+        python = peer.python
+        piped = asyncio.subprocess.PIPE if peer.protocol == "process" else None
+        begin = time.perf_counter()
+        with log_file.open("wb") as log:
+            process = await asyncio.create_subprocess_exec(
+                python, *arguments, stdin=piped, stdout=piped or log, stderr=log,
+                cwd=REPOSITORY, env=_variables(), start_new_session=True, limit=2**24,
+            )  # fmt: skip
+        try:
+            try:
+                async with asyncio.timeout(START_SECONDS):
+                    await _ready(peer, process, port, ready_file)
+            except (TimeoutError, EOFError):
+                said = " ".join(log_file.read_text(errors="replace")[-_LOG_TAIL:].split())
+                raise PeerUnavailable(f"{peer.name} did not start: {said[-300:]}") from None
+            seconds = time.perf_counter() - begin
+            async with _target(peer, process, port) as target:
+                yield Running(peer, target, process.pid, seconds)
+        finally:
+            await _stop(process)
+
+
+def _target(peer: Peer, process: asyncio.subprocess.Process, port: int) -> Target:
+    address = f"127.0.0.1:{port}"
+    if peer.protocol == "grpc":
+        return GrpcTarget(address)
+    if peer.protocol == "litserve":
+        return LitServeTarget(address)
+    if peer.protocol == "triton":
+        return TritonTarget(address)
+    return ProcessTarget(process)
+
+
+async def _ready(
+    peer: Peer, process: asyncio.subprocess.Process, port: int, ready_file: Path
+) -> None:
+    """Waits until the peer answers; raises EOFError if it ends before."""
+    if peer.protocol == "process":
+        assert process.stdout is not None
+        if (await process.stdout.readline()).strip() != READY.encode():
+            raise EOFError
+        return
+    pages = {"litserve": "health", "triton": "v2/models/digits/ready"}
+    async with httpx.AsyncClient(base_url=f"http://127.0.0.1:{port}") as client:
+        while process.returncode is None:
+            if peer.protocol == "grpc":
+                if os.path.exists(ready_file):  # noqa: ASYNC240, PTH110 - at once
+                    return
+            else:
+                with contextlib.suppress(httpx.HTTPError):
+                    if (await client.get(pages[peer.protocol])).status_code == httpx.codes.OK:
+                        return
+            await asyncio.sleep(_POLL_SECONDS)
+    raise EOFError
+
+
+async def _stop(process: asyncio.subprocess.Process) -> None:
+    """SIGTERM to all processes of its session, and SIGKILL to those that are left."""
+    for number in (signal.SIGTERM, signal.SIGKILL):
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(process.pid, number)
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(_STOP_SECONDS):
+                await process.wait()
+
+
+def _variables() -> dict[str, str]:
+    kept = {k: v for k, v in os.environ.items() if not k.startswith("SIMPLE_DIFFUSION_")}
+    paths = os.pathsep.join([str(REPOSITORY), str(REPOSITORY / "protos")])
+    return {**kept, "PYTHONPATH": paths, "ORT_DISABLE_TELEMETRY": "1"}
+
+
+def _free_port() -> int:
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        return int(listener.getsockname()[1])

@@ -1,0 +1,88 @@
+"""Composes benchmarks/RESULTS.md from benchmarks/results: `python -m benchmarks.report`.
+
+No number on the page is written by hand.
+"""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import click
+
+from benchmarks import results
+from benchmarks.report import on_engine, on_limit, on_peers, on_startup, on_training
+
+PAGE = Path("benchmarks/RESULTS.md")
+
+SECTIONS: dict[str, tuple[str, Callable[[dict[str, Any]], str]]] = {
+    "peers": ("Against the peers", on_peers.section),
+    "engine": ("The engine against bare network calls", on_engine.section),
+    "limit": ("Against the machine's limit", on_limit.section),
+    "startup": ("Start-up, memory, room on disk", on_startup.section),
+    "training": ("Training", on_training.section),
+}
+"""Of the page, in order: benchmark -> (heading, its section from its data)."""
+
+
+_INTRODUCTION = (
+    "# Results of the benchmarks\n\n"
+    "Composed by `python -m benchmarks.report` from the files in `benchmarks/results`; none of the"
+    " numbers is written by hand. `make bench` measures all of them anew, in about 20 minutes on"
+    " two cores. Absolute figures drift from machine to machine and from day to day; ratios are"
+    " taken within one run, turn by turn. Ranges are over turns."
+)
+
+
+def compose(directory: Path) -> str:
+    """The page, from every result in a directory.
+
+    Raises:
+        ValueError: there is none.
+    """
+    found = {
+        name: json.loads((directory / f"{name}.json").read_text(encoding="utf-8"))
+        for name in SECTIONS
+        if (directory / f"{name}.json").is_file()
+    }
+    if not found:
+        raise ValueError(f"{directory} holds no results")
+    parts = [_INTRODUCTION]
+    for name, (heading, section) in SECTIONS.items():
+        if name in found:
+            parts += [f"## {heading}", _origin(found[name]), section(found[name]["data"])]
+        else:
+            parts += [f"## {heading}", f"Not measured yet: `make bench-{name}`."]
+    return results.paragraphs(*parts) + "\n"
+
+
+def _origin(result: dict[str, Any]) -> str:
+    machine = result["machine"]
+    packages = ", ".join(f"{name} {v}" for name, v in machine["packages"].items() if v)
+    text = (
+        f"`{result['command']}` on {result['date']}: {machine['cpus']} CPUs of {machine['cpu']}"
+        f" ({', '.join(machine['features'])}), {machine['memory_gib']:g} GiB, {machine['system']},"
+        f" Python {machine['python']}, {packages}; load before the run {machine['load_before']:g}."
+    )
+    if result["quick"]:
+        text += " **A quick run: it shows that the benchmark works, its figures mean nothing.**"
+    elif machine["load_before"] > 0.5 * machine["cpus"]:
+        text += " **The machine was busy with other work: the figures are not to be trusted.**"
+    return text
+
+
+@click.command()
+@click.option("--quick", is_flag=True, help="Of the quick runs, to build/benchmarks.")
+def main(*, quick: bool) -> None:
+    """Writes the page."""
+    directory = results.QUICK_DIRECTORY if quick else results.DIRECTORY
+    page = directory / PAGE.name if quick else PAGE
+    try:
+        page.write_text(compose(directory), encoding="utf-8")
+    except ValueError as error:
+        raise click.ClickException(str(error)) from None
+    click.echo(f"wrote {page}")
+
+
+if __name__ == "__main__":
+    main(prog_name="python -m benchmarks.report")
