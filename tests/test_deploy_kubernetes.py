@@ -1,5 +1,6 @@
 """deploy/kubernetes: what kustomize makes of it is valid, hangs together, and adds up."""
 
+import functools
 import re
 import subprocess
 import sys
@@ -31,15 +32,21 @@ OLDEST, NEWEST = "1.31", "1.37"  # of Kubernetes; before, a PodDisruptionBudget 
 ENDPOINTS_SECONDS = 6.0
 
 
-def build(name: str, directory: Path = DIRECTORY) -> dict[str, Resource]:
-    """What `kubectl apply -k` would apply, by kind."""
+@functools.cache
+def rendered(name: str) -> str:
+    """What `kubectl apply -k` would apply."""
     kubectl = Path(sys.executable).parent / "kubectl"
     done = subprocess.run(
-        [kubectl, "kustomize", directory / name], capture_output=True, text=True, check=False
+        [kubectl, "kustomize", DIRECTORY / name], capture_output=True, text=True, check=False
     )
     assert done.returncode == 0, done.stderr
     assert not done.stderr, "deprecated, probably"
-    resources = list(yaml.safe_load_all(done.stdout))
+    return done.stdout
+
+
+def build(name: str) -> dict[str, Resource]:
+    """The same, by kind."""
+    resources = list(yaml.safe_load_all(rendered(name)))
     by_kind = {resource["kind"]: resource for resource in resources}
     assert len(by_kind) == len(resources)
     return by_kind
@@ -80,6 +87,7 @@ def config(built: dict[str, Resource], monkeypatch: pytest.MonkeyPatch) -> Serve
 # Is it valid?
 
 
+@functools.cache
 def schema_of(kind: str) -> Resource:
     """The schema of a kind that an operator brings along, closed for fields that it does not
     have: the cluster would drop them in silence.
