@@ -33,7 +33,7 @@ PROTOS := simple_diffusion/v1/diffusion.proto
 export ORT_DISABLE_TELEMETRY := 1
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: help demo serve train export evaluate ablate load bench test fault-test compose-test check format stubs constraints clean
+.PHONY: help demo serve train export evaluate ablate load bench test fault-test compose-test check format stubs dashboard constraints clean
 .PHONY: bench-peers-env bench-peers bench-engine bench-limit bench-startup bench-training bench-report
 
 help: ## List the targets
@@ -125,6 +125,9 @@ format: $(FULL_STAMP) ## Format the code and fix what the linter can fix
 
 stubs: $(FULL_STAMP) ## Write the Python stubs of the protos anew
 	$(call compile_protos,$(STUBS_DIR))
+
+dashboard: $(FULL_STAMP) ## Write the Grafana dashboard anew from tools/dashboard_panels.py
+	PYTHONPATH=. $(FULL_PYTHON) tools/dashboard.py
 
 # $(call compile_protos,DIRECTORY): the stubs and their types; protoc finds its plugins on the PATH.
 compile_protos = PATH="$(abspath $(FULL_ENV))/bin:$$PATH" $(FULL_PYTHON) -m grpc_tools.protoc \

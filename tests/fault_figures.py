@@ -25,7 +25,9 @@ _FIGURES = pytest.StashKey[list[Figure]]()
 @pytest.fixture
 def figure(request: pytest.FixtureRequest) -> Record:
     """Records a figure of the test's promise, which is the name of its module and of its case."""
-    module = request.module.__name__.rpartition(".")[2].removeprefix("test_promise_")
+    module = (
+        request.module.__name__.rpartition(".")[2].removeprefix("test_").removeprefix("promise_")
+    )
     parts = [module.replace("_", " ")]
     if hasattr(request.node, "callspec"):
         parts.append(f"({request.node.callspec.id})")

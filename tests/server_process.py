@@ -2,7 +2,6 @@
 
 import contextlib
 import os
-import signal
 import socket
 import subprocess
 import sys
@@ -85,7 +84,7 @@ class ServerProcess:
         """How many requests of a method ended with a status."""
         return self.metric("diffusion_requests_finished_total", method=method, code=code)
 
-    def signal(self, number: signal.Signals) -> None:
+    def signal(self, number: int) -> None:
         self.process.send_signal(number)
 
     def exit_code(self, timeout_seconds: float = 30.0) -> int:
@@ -158,11 +157,12 @@ def started_server(
     variables: dict[str, str] | None = None,
     program: tuple[str, ...] = ("-m", "serving"),
     port: int | None = None,
+    http_port: int | None = None,
 ) -> Iterator[ServerProcess]:
     """Starts a server, does not wait for it, and kills it at the end. Its ports are free ones,
-    unless the gRPC port is given.
+    unless they are given.
     """
-    port, http_port = port or free_port(), free_port()
+    port, http_port = port or free_port(), http_port or free_port()
     command = [sys.executable, "-W", "error", *program]
     for model in models:
         command += ["--model", str(model)]
