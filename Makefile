@@ -34,6 +34,7 @@ export ORT_DISABLE_TELEMETRY := 1
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
 .PHONY: help demo serve train export evaluate ablate load bench test fault-test compose-test check format stubs dashboard constraints clean
+.PHONY: docs-pictures
 .PHONY: bench-peers-env bench-peers bench-engine bench-limit bench-startup bench-training bench-report
 
 help: ## List the targets
@@ -57,6 +58,9 @@ export: $(FULL_STAMP) ## Write a bundle from a checkpoint (ARGS="--checkpoint FI
 
 evaluate: $(FULL_STAMP) ## Measure how good a model is: a page and pictures (ARGS=--quick)
 	$(FULL_PYTHON) -m evaluation --model $(MODEL) $(ARGS)
+
+docs-pictures: $(FULL_STAMP) ## Draw the pictures of docs/how-it-works.md anew, from the model
+	PYTHONPATH=. $(FULL_PYTHON) -m tools.docs_pictures $(ARGS)
 
 ablate: $(FULL_STAMP) ## Measure one change of the recipe at a time (hours; ARGS="--help")
 	PYTHONPATH=. $(FULL_PYTHON) tools/ablate.py $(ARGS)

@@ -16,6 +16,7 @@ PAGES = (
     "docs/benchmarks.md",
     "docs/capacity.md",
     "docs/deployment.md",
+    "docs/how-it-works.md",
     "docs/operations.md",
     "docs/promises.md",
     "docs/quality.md",

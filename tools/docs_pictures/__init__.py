@@ -1,0 +1,1 @@
+"""`make docs-pictures`: the pictures of docs/how-it-works.md, from the embedded model."""
