@@ -1,0 +1,261 @@
+"""Other ways to write the U-Net of a bundle, each a function from graph to graph.
+
+None of them is used by the server: benchmarks.network_levers measures what they would be worth.
+They know how torch.onnx writes this project's U-Net (training.unet), and raise if it does not.
+"""
+
+import contextlib
+import copy
+import logging
+import math
+import tempfile
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import onnx
+from onnx import helper, numpy_helper
+from onnxruntime import quantization
+
+CONTRIB = "com.microsoft"
+
+Array = npt.NDArray[Any]
+
+
+class UnknownGraph(Exception):
+    """A graph that is not written as expected; the message says what is missing."""
+
+
+class _Graph:
+    """A model that is rewritten, and what is known of its tensors."""
+
+    def __init__(self, model: onnx.ModelProto) -> None:
+        self.model = copy.deepcopy(model)
+        graph = self.model.graph
+        self.shapes = {
+            info.name: [dim.dim_value for dim in info.type.tensor_type.shape.dim]
+            for info in (*graph.value_info, *graph.input, *graph.output)
+        }
+        self.constants = {t.name: numpy_helper.to_array(t) for t in graph.initializer}
+
+    def only_user(self, tensor: str, operator: str) -> onnx.NodeProto:
+        """The one node that reads a tensor."""
+        users = [node for node in self.model.graph.node if tensor in node.input]
+        if [node.op_type for node in users] != [operator]:
+            found = ", ".join(node.op_type for node in users) or "nothing"
+            raise UnknownGraph(f"{operator} should be all that reads {tensor}, not {found}")
+        return users[0]
+
+    def other(self, node: onnx.NodeProto, tensor: str) -> str:
+        """The second input of a binary node."""
+        [other] = [name for name in node.input if name != tensor]
+        return other
+
+    def constant(self, name: str, array: Array) -> str:
+        """Adds an initializer."""
+        self.model.graph.initializer.append(numpy_helper.from_array(array, name))
+        return name
+
+    def replace(self, old: list[onnx.NodeProto], new: list[onnx.NodeProto]) -> None:
+        """Puts nodes where the last of the old ones was."""
+        nodes = self.model.graph.node
+        at = max(list(nodes).index(node) for node in old)
+        kept = [(i, node) for i, node in enumerate(nodes) if not any(node is each for each in old)]
+        before = [node for i, node in kept if i < at]
+        after = [node for i, node in kept if i > at]
+        rebuilt = [copy.deepcopy(node) for node in (*before, *new, *after)]
+        del nodes[:]
+        nodes.extend(rebuilt)
+
+    def norms(self) -> list[onnx.NodeProto]:
+        """The normalisations, in order."""
+        return [n for n in self.model.graph.node if n.op_type == "InstanceNormalization"]
+
+
+def fold_film(model: onnx.ModelProto) -> onnx.ModelProto:
+    """norm * weight + bias, then * (1 + scale) + shift: one multiplication and one addition.
+
+    The factors of both are put together per row and channel, on [B, C] instead of [B, C, H, W].
+    """
+    graph = _Graph(model)
+    for number in range(len(graph.norms())):
+        norm = graph.norms()[number]
+        reshape = graph.only_user(norm.output[0], "Reshape")
+        weigh = graph.only_user(reshape.output[0], "Mul")
+        bias = graph.only_user(weigh.output[0], "Add")
+        users = [node for node in graph.model.graph.node if bias.output[0] in node.input]
+        if [node.op_type for node in users] != ["Mul"]:
+            continue  # no FiLM behind it: the SiLU's two users, or a convolution
+        scale = users[0]
+        shift = graph.only_user(scale.output[0], "Add")
+        weights, biases = (
+            graph.other(weigh, reshape.output[0]),
+            graph.other(bias, weigh.output[0]),
+        )
+        one_plus, offset = (
+            graph.other(scale, bias.output[0]),
+            graph.other(shift, scale.output[0]),
+        )
+        a, b = f"film_{number}_scale", f"film_{number}_shift"
+        graph.replace(
+            [weigh, bias, scale, shift],
+            [
+                helper.make_node("Mul", [one_plus, weights], [a]),
+                helper.make_node("Mul", [one_plus, biases], [f"{b}_part"]),
+                helper.make_node("Add", [f"{b}_part", offset], [b]),
+                helper.make_node("Mul", [reshape.output[0], a], [f"{a}d"]),
+                helper.make_node("Add", [f"{a}d", b], [shift.output[0]]),
+            ],
+        )
+    return graph.model
+
+
+def layer_norm(model: onnx.ModelProto) -> onnx.ModelProto:
+    """InstanceNormalization over groups as LayerNormalization, of which ONNX Runtime is fonder."""
+    graph = _Graph(model)
+    for number in range(len(graph.norms())):
+        norm = graph.norms()[0]  # those before are none any more
+        reshape = graph.only_user(norm.output[0], "Reshape")
+        groups = len(graph.constants[norm.input[1]])
+        size = math.prod(graph.shapes[reshape.output[0]][1:]) // groups
+        ones = graph.constant(f"norm_{number}_ones", np.ones(size, dtype=np.float32))
+        epsilon = next(a.f for a in norm.attribute if a.name == "epsilon")
+        graph.replace(
+            [norm],
+            [
+                helper.make_node(
+                    "LayerNormalization",
+                    [norm.input[0], ones],
+                    [norm.output[0]],
+                    axis=-1,
+                    epsilon=epsilon,
+                )
+            ],
+        )
+    return graph.model
+
+
+def fused_attention(model: onnx.ModelProto) -> onnx.ModelProto:
+    """The products, the softmax and what is around them as one MultiHeadAttention."""
+    graph = _Graph(model)
+    nodes = graph.model.graph.node
+    qkv = next((n for n in nodes if n.op_type == "Conv" and "qkv" in n.input[1]), None)
+    if qkv is None:
+        raise UnknownGraph("no convolution is called qkv")
+    projection = next(n for n in nodes if n.op_type == "Conv" and "attention.proj" in n.input[1])
+    first = list(nodes).index(graph.only_user(qkv.output[0], "Reshape"))
+    last = list(nodes).index(projection)
+    old = list(nodes)[first:last]
+    heads = graph.shapes[next(n for n in old if n.op_type == "Softmax").output[0]][1]
+    _, channels, height, width = graph.shapes[projection.input[0]]
+    flat = graph.constant("attention_flat", np.array([-1, 3 * channels, height * width]))
+    image = graph.constant("attention_image", np.array([-1, channels, height, width]))
+    names = [f"attention_{name}" for name in ("q", "k", "v")]
+    graph.replace(
+        old,
+        [
+            helper.make_node("Reshape", [qkv.output[0], flat], ["attention_columns"]),
+            helper.make_node("Transpose", ["attention_columns"], ["attention"], perm=[0, 2, 1]),
+            helper.make_node("Split", ["attention"], names, axis=2, num_outputs=3),
+            helper.make_node(
+                "MultiHeadAttention", names, ["attended"], domain=CONTRIB, num_heads=heads
+            ),
+            helper.make_node("Transpose", ["attended"], ["attended_columns"], perm=[0, 2, 1]),
+            helper.make_node("Reshape", ["attended_columns", image], [projection.input[0]]),
+        ],
+    )  # fmt: skip
+    graph.model.opset_import.append(helper.make_opsetid(CONTRIB, 1))
+    return graph.model
+
+
+def film_from_table(model: onnx.ModelProto) -> onnx.ModelProto:
+    """The projections of the embedding as further inputs: what a table of them would leave.
+
+    The inputs are called film_0, film_1, ...: float32 [batch, 2 * channels of the block].
+    """
+    graph = _Graph(model)
+    gemms = [node for node in graph.model.graph.node if node.op_type == "Gemm"]
+    for number, gemm in enumerate(gemms):
+        width = graph.constants[gemm.input[1]].shape[0]
+        [user] = [node for node in graph.model.graph.node if gemm.output[0] in node.input]
+        user.input[list(user.input).index(gemm.output[0])] = f"film_{number}"
+        graph.model.graph.input.append(
+            helper.make_tensor_value_info(
+                f"film_{number}", onnx.TensorProto.FLOAT, ["batch", width]
+            )
+        )
+        graph.model.graph.node.remove(gemm)
+    return graph.model
+
+
+def int8(
+    model: onnx.ModelProto, calls: Sequence[Mapping[str, Array]], in_float: Collection[str] = ()
+) -> onnx.ModelProto:
+    """Convolutions in 8 bits: weights per channel, activations in the ranges seen in `calls`.
+
+    Args:
+        model: with inferred shapes.
+        calls: inputs of the network.
+        in_float: nodes that stay as they are.
+    """
+    with tempfile.TemporaryDirectory() as directory:
+        source, target = (Path(directory) / name for name in ("float.onnx", "int8.onnx"))
+        onnx.save(model, source)
+        with _quiet():
+            quantization.quantize_static(
+                source,
+                target,
+                _Calibration(calls),
+                op_types_to_quantize=["Conv"],
+                nodes_to_exclude=list(in_float),
+                per_channel=True,
+                activation_type=quantization.QuantType.QUInt8,
+                weight_type=quantization.QuantType.QInt8,
+            )
+        return onnx.load(target)
+
+
+def sensitive_convolutions(model: onnx.ModelProto) -> list[str]:
+    """Nodes that 8 bits harm most: the first and the last, and the 1x1 ones beside the blocks.
+
+    These add up to what is normalised nowhere behind them, so that one range has to fit all of it.
+    """
+    convolutions = [node for node in model.graph.node if node.op_type == "Conv"]
+    besides = [node for node in convolutions if node.input[1].endswith(".skip.weight")]
+    return [node.name for node in (convolutions[0], convolutions[-1], *besides)]
+
+
+def full_resolution_convolutions(model: onnx.ModelProto) -> list[str]:
+    """Nodes whose output is as large as the image."""
+    graph = _Graph(model)
+    full = graph.shapes[model.graph.output[0].name][2:]
+    return [
+        node.name
+        for node in model.graph.node
+        if node.op_type == "Conv" and graph.shapes[node.output[0]][2:] == full
+    ]
+
+
+class _Calibration(quantization.CalibrationDataReader):  # type: ignore[misc]
+    """Inputs of the network, one call after the other."""
+
+    def __init__(self, calls: Sequence[Mapping[str, Array]]) -> None:
+        self._calls = iter(calls)
+
+    def get_next(self) -> Mapping[str, Array] | None:
+        """The next call's inputs."""
+        return next(self._calls, None)
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Without the advice that the quantiser logs."""
+    logger = logging.getLogger()
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        logger.setLevel(level)

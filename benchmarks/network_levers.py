@@ -1,0 +1,279 @@
+"""What would make a network call faster: `python -m benchmarks.network_levers`.
+
+Every lever is a way to write the graph or to set up the session. Calls of all of them are timed in
+turns, in CPU time of one thread, which other work on the machine disturbs little; a lever's ratio
+is its fastest call against the fastest call of the bundle as it is.
+
+Ways to use several threads are timed by the clock, and need a machine that does nothing else:
+`--threads 2`.
+"""
+
+import itertools
+import os
+import statistics
+import time
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
+
+import click
+import numpy as np
+import numpy.typing as npt
+import onnx
+import onnxruntime
+
+from benchmarks import graph_levers
+from serving.bundle import Bundle, load_bundle
+from serving.denoiser import EngineModel
+from serving.engine import Engine
+from serving.network import OnnxNetwork, embedding_table
+from serving.request import GenerateSpec, NullSink
+
+Calls = list[dict[str, npt.NDArray[Any]]]
+Way = Callable[[Mapping[str, npt.NDArray[Any]]], npt.NDArray[Any]]
+ROWS = (1, 8, 32)
+_CALIBRATION_IMAGES = 16
+
+
+@dataclass(frozen=True, slots=True)
+class Lever:
+    """A graph and how its session is set up.
+
+    Attributes:
+        rows_at_once: rows of a call that are run together; None for all.
+    """
+
+    name: str
+    model: bytes
+    optimization: Any = onnxruntime.GraphOptimizationLevel.ORT_ENABLE_ALL
+    rows_at_once: int | None = None
+
+    def session(self) -> onnxruntime.InferenceSession:
+        """On one thread of the CPU."""
+        options = onnxruntime.SessionOptions()
+        options.intra_op_num_threads = options.inter_op_num_threads = 1
+        options.graph_optimization_level = self.optimization
+        options.log_severity_level = 3
+        return onnxruntime.InferenceSession(self.model, options, providers=["CPUExecutionProvider"])
+
+
+def network_calls(bundle: Bundle) -> Calls:
+    """What the network is given while the bundle draws images at its defaults."""
+    network = OnnxNetwork(bundle, num_threads=1)
+    calls: Calls = []
+
+    def noted(
+        x_t: npt.NDArray[np.float32], emb: npt.NDArray[np.float32], /
+    ) -> npt.NDArray[np.float32]:
+        calls.append({"x_t": x_t.copy(), "emb": emb.copy()})
+        return network(x_t, emb)
+
+    model = EngineModel.from_manifest(bundle.manifest, embedding_table(bundle, num_threads=1))
+    defaults = bundle.manifest.defaults
+    engine = Engine(model, noted, max_lanes=_CALIBRATION_IMAGES)
+    for number in range(_CALIBRATION_IMAGES):
+        engine.submit(
+            GenerateSpec(
+                label=number % model.null_label, count=1, first_index=0, seed=number,
+                sampler=defaults.sampler, num_steps=defaults.num_steps,
+                guidance_scale=defaults.guidance_scale,
+            ),
+            NullSink(),
+        )  # fmt: skip
+    while engine.has_work:
+        engine.step()
+    return calls
+
+
+def levers(bundle: Bundle, calls: Calls) -> list[Lever]:
+    """All of them; the first is the bundle as it is."""
+    plain = onnx.load_from_string(bundle.unet_onnx)
+    plain = onnx.shape_inference.infer_shapes(plain)
+    folded = graph_levers.fold_film(plain)
+    sensitive = graph_levers.sensitive_convolutions(plain)
+    full = [*sensitive, *graph_levers.full_resolution_convolutions(plain)]
+
+    def written(model: onnx.ModelProto) -> bytes:
+        content: bytes = model.SerializeToString()
+        return content
+
+    level = onnxruntime.GraphOptimizationLevel
+    as_it_is = bundle.unet_onnx
+    return [
+        Lever("as it is", as_it_is),
+        Lever("without NCHWc blocking", as_it_is, level.ORT_ENABLE_EXTENDED),
+        Lever("basic optimisations only", as_it_is, level.ORT_ENABLE_BASIC),
+        Lever("4 rows at once", as_it_is, rows_at_once=4),
+        Lever("16 rows at once", as_it_is, rows_at_once=16),
+        Lever("FiLM folded into the norm before it", written(folded)),
+        Lever("norms as LayerNormalization", written(graph_levers.layer_norm(plain))),
+        Lever("attention as one operator", written(graph_levers.fused_attention(plain))),
+        Lever("FiLM from a table", written(graph_levers.film_from_table(plain))),
+        Lever(
+            "FiLM folded, LayerNormalization, one attention",
+            written(graph_levers.layer_norm(graph_levers.fused_attention(folded))),
+        ),
+        Lever("int8: all convolutions", written(graph_levers.int8(plain, calls))),
+        Lever(
+            "int8: all but the sensitive", written(graph_levers.int8(plain, calls, sensitive))
+        ),
+        Lever(
+            "int8: below full resolution", written(graph_levers.int8(plain, calls, full))
+        ),
+    ]  # fmt: skip
+
+
+def inputs_of(
+    session: onnxruntime.InferenceSession, rows: int, calls: Calls
+) -> dict[str, npt.NDArray[Any]]:
+    """Inputs for so many rows: of the calls, and random numbers for what they do not have."""
+    x_t, emb = (np.concatenate([call[name] for call in calls])[:rows] for name in ("x_t", "emb"))
+    generator = np.random.default_rng(0)
+    given = {"x_t": x_t, "emb": emb}
+    for tensor in session.get_inputs():
+        if tensor.name not in given:
+            shape = (rows, *tensor.shape[1:])
+            given[tensor.name] = generator.normal(size=shape).astype(np.float32)
+    return given
+
+
+def seconds_of(
+    session: onnxruntime.InferenceSession, lever: Lever, given: Mapping[str, npt.NDArray[Any]]
+) -> float:
+    """CPU time of one call."""
+    rows = len(given["x_t"])
+    at_once = lever.rows_at_once or rows
+    parts = [
+        {name: array[first : first + at_once] for name, array in given.items()}
+        for first in range(0, rows, at_once)
+    ]
+    begin = time.thread_time()
+    for part in parts:
+        session.run(["eps"], part)
+    return time.thread_time() - begin
+
+
+def measure(tried: Sequence[Lever], calls: Calls, rows: int, turns: int) -> dict[str, float]:
+    """The fastest call of every lever, seconds of CPU time."""
+    sessions = [lever.session() for lever in tried]
+    inputs = [inputs_of(session, rows, calls) for session in sessions]
+    fastest = dict.fromkeys((lever.name for lever in tried), float("inf"))
+    for _ in range(turns):
+        for lever, session, given in zip(tried, sessions, inputs, strict=True):
+            for _ in range(max(1, 8 // rows)):
+                seconds = seconds_of(session, lever, given)
+                fastest[lever.name] = min(fastest[lever.name], seconds)
+    return fastest
+
+
+def differences(tried: Sequence[Lever], calls: Calls) -> dict[str, float | None]:
+    """Root mean square of eps against the bundle's own; None where the inputs are others."""
+    found: dict[str, float | None] = {}
+    expected = [tried[0].session().run(["eps"], call)[0] for call in calls]
+    for lever in tried:
+        session = lever.session()
+        if len(session.get_inputs()) != len(calls[0]):
+            found[lever.name] = None
+            continue
+        squares = [
+            np.mean((session.run(["eps"], call)[0] - eps) ** 2, dtype=np.float64)
+            for call, eps in zip(calls, expected, strict=True)
+        ]
+        found[lever.name] = float(np.sqrt(np.mean(squares)))
+    return found
+
+
+def thread_ways(bundle: Bundle, threads: int) -> dict[str, Way]:
+    """Ways to use several threads for one call."""
+    split_by_node = {
+        "each node by all threads, waiting asleep (as it is)": {},
+        "each node by all threads, waiting awake in a call": {
+            "session.intra_op.allow_spinning": "1",
+            "session.force_spinning_stop": "1",
+        },
+        "each node by all threads, waiting awake always": {"session.intra_op.allow_spinning": "1"},
+    }
+
+    def session(number: int, entries: Mapping[str, str]) -> onnxruntime.InferenceSession:
+        options = onnxruntime.SessionOptions()
+        options.intra_op_num_threads, options.inter_op_num_threads = number, 1
+        options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+        for name, value in entries.items():
+            options.add_session_config_entry(name, value)
+        return onnxruntime.InferenceSession(
+            bundle.unet_onnx, options, providers=["CPUExecutionProvider"]
+        )
+
+    def in_one(whole: onnxruntime.InferenceSession) -> Way:
+        return lambda given: whole.run(["eps"], dict(given))[0]
+
+    single, pool = session(1, {}), ThreadPoolExecutor(threads)
+
+    def in_parts(given: Mapping[str, npt.NDArray[Any]]) -> npt.NDArray[Any]:
+        rows = len(given["x_t"])
+        edges = np.linspace(0, rows, min(threads, rows) + 1).astype(int).tolist()
+        parts = [
+            {name: array[first:last] for name, array in given.items()}
+            for first, last in itertools.pairwise(edges)
+        ]
+        return np.concatenate([*pool.map(lambda part: single.run(["eps"], part)[0], parts)])
+
+    return {name: in_one(session(threads, entries)) for name, entries in split_by_node.items()} | {
+        "each thread its own rows": in_parts
+    }
+
+
+def measure_ways(ways: Mapping[str, Way], calls: Calls, rows: int, turns: int) -> dict[str, float]:
+    """The median call of every way, seconds by the clock."""
+    given = {name: np.concatenate([call[name] for call in calls])[:rows] for name in ("x_t", "emb")}
+    seconds: dict[str, list[float]] = {name: [] for name in ways}
+    for _ in range(turns):
+        for name, way in ways.items():
+            begin = time.perf_counter()
+            way(given)
+            seconds[name].append(time.perf_counter() - begin)
+    return {name: statistics.median(values) for name, values in seconds.items()}
+
+
+def print_table(
+    heading: str, times: Mapping[int, Mapping[str, float]], last: Mapping[str, str]
+) -> None:
+    """Each lever's time against the first's, by rows."""
+    base = next(iter(last))
+    click.echo(heading)
+    click.echo("| lever | " + " | ".join(f"{rows} rows" for rows in times) + " | RMS of eps |")
+    click.echo("|---" * (len(times) + 2) + "|")
+    for name, cell in last.items():
+        ratios = [f"{measured[name] / measured[base]:.3f}" for measured in times.values()]
+        click.echo(f"| {name} | {' | '.join(ratios)} | {cell} |")
+    per_row = ", ".join(f"{1e3 * each[base] / rows:.2f}" for rows, each in times.items())
+    click.echo(f"The first: {per_row} ms per row.")
+
+
+@click.command()
+@click.option("--model", type=click.Path(path_type=Path), default=Path("models/mnist"))
+@click.option("--turns", type=click.IntRange(1), default=15, help="Calls of each lever and size.")
+@click.option("--threads", type=click.IntRange(1), default=1, help="From 2 on: their ways instead.")
+def main(*, model: Path, turns: int, threads: int) -> None:
+    """Prints each lever's time against that of the bundle as it is."""
+    bundle = load_bundle(model)
+    calls = network_calls(bundle)
+    runtime = f"{bundle.manifest.name}, ONNX Runtime {onnxruntime.__version__}"
+    if threads > 1:
+        ways = thread_ways(bundle, threads)
+        times = {rows: measure_ways(ways, calls, rows, turns) for rows in ROWS}
+        print_table(f"{runtime}, {threads} threads by the clock", times, dict.fromkeys(ways, "0"))
+        return
+    tried = levers(bundle, calls)
+    off = differences(tried, calls)
+    times = {rows: measure(tried, calls, rows, turns) for rows in ROWS}
+    last = {name: "-" if rms is None else f"{rms:.2g}" for name, rms in off.items()}
+    print_table(f"{runtime}, CPU time of one thread", times, last)
+
+
+if __name__ == "__main__":
+    main(prog_name="python -m benchmarks.network_levers")
