@@ -1,4 +1,4 @@
-"""deploy/kubernetes: how many replicas KEDA would ask for, by its queries on what Prometheus knows."""
+"""deploy/kubernetes: how many replicas KEDA would ask for, by its queries to Prometheus."""
 
 import json
 import math
