@@ -36,7 +36,7 @@ def plot(records: Sequence[Record], title: str, path: Path) -> None:
     refused = [r.scheduled_seconds for r in records if r.status == "refused"]
     if refused:
         over_time.plot(refused, np.zeros(len(refused)), "kx", label=f"refused: {len(refused)}")
-    over_time.set(xlabel="scheduled at (s)", ylabel="latency from then on (s)", yscale="symlog")
+    over_time.set(xlabel="scheduled at (s)", ylabel="latency from then on (s)")
     over_time.set_yscale("symlog", linthresh=0.01)
     distribution.set(xlabel="latency (s)", ylabel="requests answered by then (%)", xscale="log")
     for axes in (over_time, distribution):
