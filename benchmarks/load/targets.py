@@ -148,10 +148,12 @@ class ProcessTarget:
 
     async def draw(self, drawing: Drawing) -> Pixels:
         """See Target. Requests wait for their turn in the order in which they came."""
-        async with self._turn:
-            # An answer must be read by whoever asked, even if that request is given up.
-            answer = await asyncio.shield(self._ask(drawing.to_json()))
-        return pixels_from_bytes(base64.b64decode(answer), drawing.count)
+        await self._turn.acquire()
+        answer = asyncio.ensure_future(self._ask(drawing.to_json()))
+        # Also of a request that is given up meanwhile, the answer must be read before the next.
+        answer.add_done_callback(lambda _: self._turn.release())
+        data = await asyncio.shield(answer)
+        return pixels_from_bytes(base64.b64decode(data), drawing.count)
 
     async def _ask(self, line: str) -> bytes:
         assert self._process.stdin is not None

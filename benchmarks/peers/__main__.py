@@ -7,6 +7,8 @@ Environments: `make bench-peers`.
 
 import asyncio
 import contextlib
+import itertools
+from collections.abc import Awaitable, Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -14,9 +16,10 @@ from typing import Any
 import click
 
 from benchmarks import results
+from benchmarks.load.open_loop import Failed, Refused
 from benchmarks.load.summary import percentile
 from benchmarks.peers import workloads
-from benchmarks.peers.drawing import Drawing
+from benchmarks.peers.drawing import Drawing, Pixels
 from benchmarks.peers.processes import OURS, PEERS, Peer, PeerUnavailable, Running, started
 from benchmarks.peers.workloads import QUICK, Sizes
 from benchmarks.results import Spread
@@ -31,33 +34,66 @@ class Comparison:
 
     Args:
         sizes: how long everything takes.
+        own_load: whether the peers too have a mixed load of 80 % of their own capacity.
     """
 
-    def __init__(self, sizes: Sizes) -> None:
+    def __init__(self, sizes: Sizes, *, own_load: bool = False) -> None:
         self._sizes = sizes
+        self._own_load = own_load
         self.data: dict[str, Any] = {
             "sizes": sizes,
             "peers": {},
             "unavailable": {},
         }
+        self._running: list[Running] = []
 
     async def run(self, peers: list[Peer]) -> None:
-        """Starts the peers and puts what is measured into `data`."""
+        """Starts the peers and puts what is measured into `data`.
+
+        Raises:
+            click.ClickException: our own server does not run.
+        """
         async with contextlib.AsyncExitStack() as stack:
-            running = []
             for peer in peers:
                 click.echo(f"starting {peer.name}")
                 try:
-                    running.append(await stack.enter_async_context(started(peer)))
+                    self._running.append(await stack.enter_async_context(started(peer)))
                 except PeerUnavailable as reason:
-                    click.echo(f"  {reason}")
-                    self.data["unavailable"][peer.name] = str(reason)
-            await self._prove_equality(running)
-            await self._unloaded(running)
-            await self._saturation(running)
-            chosen = self._with_fastest_diffusers(running)
-            await self._mixed(chosen)
-            await self._bursts(chosen)
+                    self._leave_out(peer, reason)
+            click.echo("equality of the images")
+            reference = await self._ours.target.draw(_EQUALITY)
+            await self._each(lambda one: self._prove_equality(one, reference))
+            click.echo("latency on an idle server")
+            await self._each(self._unloaded)
+            await self._saturation()
+            self._keep_fastest_diffusers()
+            smallest = min(self._capacity(each) for each in self._running)
+            await self._each(lambda one: self._mixed(one, workloads.LOAD * smallest))
+            await self._each(lambda one: self._bursts(one, workloads.BURST_LOAD * smallest))
+
+    @property
+    def _ours(self) -> Running:
+        for each in self._running:
+            if each.peer.name == OURS:
+                return each
+        raise click.ClickException(f"our own server: {self.data['unavailable'].get(OURS)}")
+
+    async def _each(self, measure: Callable[[Running], Awaitable[None]]) -> None:
+        """Measures one peer after the other; who fails is left out from then on."""
+        for each in list(self._running):
+            try:
+                await measure(each)
+                await each.wait_idle()
+            except (Failed, Refused, PeerUnavailable) as reason:
+                if each is self._ours:
+                    raise click.ClickException(f"our own server: {reason}") from reason
+                self._running.remove(each)
+                self._leave_out(each.peer, reason)
+
+    def _leave_out(self, peer: Peer, reason: Exception) -> None:
+        click.echo(f"  {peer.name} is left out: {reason}", err=True)
+        self.data["unavailable"][peer.name] = str(reason)
+        self.data["peers"].pop(peer.name, None)
 
     def _of(self, running: Running) -> dict[str, Any]:
         entry: dict[str, Any] = self.data["peers"].setdefault(
@@ -65,44 +101,35 @@ class Comparison:
         )
         return entry
 
-    async def _prove_equality(self, running: list[Running]) -> None:
-        """Each peer draws from our server's noise; this warms them up too."""
-        click.echo("equality of the images")
-        [ours] = [each for each in running if each.peer.name == OURS]
-        reference = await ours.target.draw(_EQUALITY)
-        for each in running:
-            differs = workloads.compare(await each.target.draw(_EQUALITY), reference)
-            precision = "bf16" if "bf16" in each.peer.name else "fp32"
-            equal = differs["share_within_1"] >= _LEAST_WITHIN_1[precision]
-            self._of(each)["difference"] = {**differs, "precision": precision, "equal": equal}
-            if not equal:
-                raise click.ClickException(f"{each.peer.name} draws other images: {differs}")
+    async def _prove_equality(self, running: Running, reference: Pixels) -> None:
+        """The peer draws from our server's noise; this warms it up too."""
+        differs = workloads.compare(await running.target.draw(_EQUALITY), reference)
+        precision = "bf16" if "bf16" in running.peer.name else "fp32"
+        if differs["share_within_1"] < _LEAST_WITHIN_1[precision]:
+            raise PeerUnavailable(f"it draws other images: {differs}")
+        self._of(running)["difference"] = differs
 
-    async def _unloaded(self, running: list[Running]) -> None:
-        click.echo("latency on an idle server")
-        for each in running:
-            await workloads.unloaded_seconds(each.target, 2)
-            latencies = await workloads.unloaded_seconds(each.target, self._sizes.unloaded_requests)
-            self._of(each)["unloaded_seconds"] = {
-                "median": percentile(latencies, 50),
-                "p99": percentile(latencies, 99),
-            }
+    async def _unloaded(self, running: Running) -> None:
+        await workloads.unloaded_seconds(running.target, 2)
+        latencies = await workloads.unloaded_seconds(running.target, self._sizes.unloaded_requests)
+        self._of(running)["unloaded_seconds"] = {
+            "median": percentile(latencies, 50),
+            "p99": percentile(latencies, 99),
+        }
 
-    async def _saturation(self, running: list[Running]) -> None:
-        rates: dict[str, list[float]] = {each.peer.name: [] for each in running}
-        seed = 0
-        for each in running:  # a turn that does not count: shapes are compiled in it
-            await workloads.saturation_rows_per_second(each, self._sizes, 1.0, seed)
-        for turn in range(self._sizes.rounds):
-            click.echo(f"saturation, round {turn + 1} of {self._sizes.rounds}")
-            for each in running:
-                seed += 10**6
-                rate = await workloads.saturation_rows_per_second(
-                    each, self._sizes, self._sizes.turn_seconds, seed
-                )
-                rates[each.peer.name].append(rate)
-                click.echo(f"  {each.peer.name}: {rate:.0f} rows/s")
-        for each in running:
+    async def _saturation(self) -> None:
+        rates: dict[str, list[float]] = {}
+        seeds = itertools.count(0, 10**6)
+
+        async def turn(running: Running) -> None:
+            rate = await workloads.saturation_rows_per_second(running, self._sizes, next(seeds))
+            rates.setdefault(running.peer.name, []).append(rate)
+            click.echo(f"  {running.peer.name}: {rate:.0f} rows/s")
+
+        for number in range(self._sizes.rounds):
+            click.echo(f"saturation, round {number + 1} of {self._sizes.rounds}")
+            await self._each(turn)
+        for each in self._running:
             own, ours = rates[each.peer.name], rates[OURS]
             entry = self._of(each)
             entry["rows_per_second"] = Spread.of(own)
@@ -114,40 +141,45 @@ class Comparison:
         rate: Spread = self._of(running)["rows_per_second"]
         return rate.median
 
-    def _with_fastest_diffusers(self, running: list[Running]) -> list[Running]:
-        """All peers, but of the variants of diffusers the fastest alone: the rest takes time."""
-        variants = [each for each in running if each.peer.name.startswith("diffusers")]
-        fastest = max(variants, key=self._capacity, default=None)
-        return [each for each in running if each not in variants or each is fastest]
+    def _keep_fastest_diffusers(self) -> None:
+        """Of the variants of diffusers, the rest would take time."""
+        variants = [each for each in self._running if each.peer.name.startswith("diffusers")]
+        for each in sorted(variants, key=self._capacity)[:-1]:
+            self._running.remove(each)
 
-    async def _mixed(self, running: list[Running]) -> None:
-        """At one load for all, 80 % of the smallest capacity; and ours at 80 % of its own.
+    async def _mixed(self, running: Running, equal_load: float) -> None:
+        """At one load for all, and ours at 80 % of its own capacity too.
 
-        So every other peer has more room here than at 80 % of its own capacity.
+        The load is 80 % of the smallest capacity, so every peer has at least as much room as at
+        80 % of its own.
         """
-        equal = workloads.LOAD * min(self._capacity(each) for each in running)
-        for each in running:
-            click.echo(f"mixed load, {equal:.0f} rows/s: {each.peer.name}")
-            self._of(each)["mixed_equal"] = await workloads.mixed(each.target, equal, self._sizes)
-            if each.peer.name == OURS:
-                own = workloads.LOAD * self._capacity(each)
-                click.echo(f"mixed load, {own:.0f} rows/s: {each.peer.name}")
-                self._of(each)["mixed_own"] = await workloads.mixed(each.target, own, self._sizes)
+        click.echo(f"mixed load, {equal_load:.0f} rows/s: {running.peer.name}")
+        entry = self._of(running)
+        entry["mixed_equal"] = await workloads.mixed(running.target, equal_load, self._sizes)
+        if running.peer.name == OURS or self._own_load:
+            await running.wait_idle()
+            own = workloads.LOAD * self._capacity(running)
+            click.echo(f"mixed load, {own:.0f} rows/s: {running.peer.name}")
+            entry["mixed_own"] = await workloads.mixed(running.target, own, self._sizes)
 
-    async def _bursts(self, running: list[Running]) -> None:
-        load = workloads.BURST_LOAD * min(self._capacity(each) for each in running)
-        for each in running:
-            click.echo(f"bursts, {load:.0f} rows/s: {each.peer.name}")
-            self._of(each)["bursts"] = await workloads.bursts(each.target, load, self._sizes)
+    async def _bursts(self, running: Running, load: float) -> None:
+        click.echo(f"bursts, {load:.0f} rows/s: {running.peer.name}")
+        self._of(running)["bursts"] = await workloads.bursts(running.target, load, self._sizes)
 
 
 @click.command(context_settings={"show_default": True})
 @click.option("--quick", is_flag=True, help="A minute, to see that it works.")
 @click.option("--only", multiple=True, help="Part of a peer's name; ours always runs.")
 @click.option("--mixed-requests", type=click.IntRange(10), help="Of each peer in the mixed load.")
+@click.option("--own-load", is_flag=True, help="Peers at 80 % of their own capacity too: longer.")
 @click.option("--output", type=click.Path(file_okay=False, path_type=Path))
 def main(
-    *, quick: bool, only: tuple[str, ...], mixed_requests: int | None, output: Path | None
+    *,
+    quick: bool,
+    only: tuple[str, ...],
+    mixed_requests: int | None,
+    own_load: bool,
+    output: Path | None,
 ) -> None:
     """Compares our server with its peers; about a quarter of an hour."""
     sizes = QUICK if quick else Sizes()
@@ -155,7 +187,7 @@ def main(
         sizes = replace(sizes, mixed_requests=mixed_requests)
     peers = [p for p in PEERS if not only or p.name == OURS or any(o in p.name for o in only)]
     before = results.machine()
-    comparison = Comparison(sizes)
+    comparison = Comparison(sizes, own_load=own_load)
     asyncio.run(comparison.run(peers))
     results.save("peers", comparison.data, before, quick=quick, output=output)
 

@@ -21,11 +21,14 @@ from benchmarks.load.targets import (
     Target,
     TritonTarget,
 )
-from benchmarks.memory import Memory, memory_of_tree
 from benchmarks.peers.worker import READY
+from benchmarks.process_tree import Memory, cpu_seconds_of_tree, memory_of_tree
 
 REPOSITORY = Path(__file__).resolve().parents[2]
-START_SECONDS = 300.0  # compiled peers compile for several shapes
+START_SECONDS = 600.0  # compiled peers compile for several shapes
+IDLE_SECONDS = 120.0
+_IDLE_POLL_SECONDS = 0.5
+_IDLE_CPU_SHARE = 0.2  # of one core
 _STOP_SECONDS = 15.0
 _POLL_SECONDS = 0.01
 _LOG_TAIL = 2000  # characters
@@ -68,10 +71,12 @@ class Peer:
         return python
 
 
-def loop(name: str, environment: str | None, what: str, loop_name: str) -> Peer:
-    """A loop without a server."""
-    arguments = ("-m", "benchmarks.peers.worker", "--loop", loop_name)
-    return Peer(name, environment, arguments, "process", what)
+def loop(name: str, environment: str | None, loop_name: str, what: str, *max_rows: int) -> Peer:
+    """A loop without a server, in batches of what it finds fastest, or fastest of `max_rows`."""
+    arguments = ["-m", "benchmarks.peers.worker", "--loop", loop_name]
+    if max_rows:
+        arguments += ["--max-rows", *map(str, max_rows)]
+    return Peer(name, environment, tuple(arguments), "process", what)
 
 
 OURS = "simple-diffusion"
@@ -84,11 +89,12 @@ PEERS = (
         "grpc",
         "this project's server over gRPC, with its defaults",
     ),
-    loop("ONNX Runtime loop", None, "unet.onnx in a NumPy loop, 2 threads", "onnx"),
-    loop("diffusers, eager fp32", ".venv-peers", "DiffusionPipeline, channels_last", "eager-fp32"),
-    loop("diffusers, compile fp32", ".venv-peers", "torch.compile, freezing", "compile-fp32"),
-    loop("diffusers, eager bf16", ".venv-peers", "autocast to bfloat16", "eager-bf16"),
-    loop("diffusers, compile bf16", ".venv-peers", "both", "compile-bf16"),
+    loop("ONNX Runtime loop", None, "onnx", "unet.onnx in a NumPy loop, 2 threads"),
+    loop("diffusers, eager fp32", ".venv-peers", "eager-fp32", "DiffusionPipeline, channels_last"),
+    # Compiled for each number of rows, so for few of them.
+    loop("diffusers, compile fp32", ".venv-peers", "compile-fp32", "and torch.compile", 16, 64),
+    loop("diffusers, eager bf16", ".venv-peers", "eager-bf16", "and autocast to bfloat16"),
+    loop("diffusers, compile bf16", ".venv-peers", "compile-bf16", "and both", 16, 64),
     Peer(
         "Triton",
         ".venv-triton",
@@ -125,6 +131,22 @@ class Running:
     def memory(self) -> Memory:
         """Of all its processes, now."""
         return memory_of_tree(self.pid)
+
+    async def wait_idle(self) -> None:
+        """Waits until it computes nothing: some go on with what nobody waits for any more.
+
+        Raises:
+            PeerUnavailable: it still does after a long time.
+        """
+        end_seconds = time.perf_counter() + IDLE_SECONDS
+        before = cpu_seconds_of_tree(self.pid)
+        while time.perf_counter() < end_seconds:
+            await asyncio.sleep(_IDLE_POLL_SECONDS)
+            now = cpu_seconds_of_tree(self.pid)
+            if now - before < _IDLE_CPU_SHARE * _IDLE_POLL_SECONDS:
+                return
+            before = now
+        raise PeerUnavailable(f"{self.peer.name} was still busy {IDLE_SECONDS:g} s after its load")
 
 
 @contextlib.asynccontextmanager

@@ -78,14 +78,13 @@ async def unloaded_seconds(target: Target, requests: int) -> list[float]:
     return latencies
 
 
-async def saturation_rows_per_second(
-    running: Running, sizes: Sizes, turn_seconds: float, seed: int
-) -> float:
+async def saturation_rows_per_second(running: Running, sizes: Sizes, seed: int) -> float:
     """Network rows per second while there is always more to do than fits into a batch.
 
     A server gets requests for one image from as many callers as it could want; a loop gets full
     batches. What counts is what is finished between two answers within the turn.
     """
+    turn_seconds = sizes.turn_seconds
     is_loop = running.peer.protocol == "process"
     count, outstanding = (sizes.loop_batch, 2) if is_loop else (SMALL.count, sizes.outstanding)
     begin = time.perf_counter()

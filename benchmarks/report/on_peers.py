@@ -114,7 +114,7 @@ def _mixed(peers: dict[str, Any], sizes: dict[str, Any]) -> str:
         "### Mixed load\n\n"
         f"Poisson arrivals of {shares} (images x steps), {sizes['mixed_requests']} requests, the"
         " same for every peer, latency from the time at which each was due. One load for all: 80 %"
-        " of the smallest capacity, so that every other peer has more room than at 80 % of its own."
+        " of the smallest capacity, so that each has at least as much room as at 80 % of its own."
         " Of diffusers, the fastest variant. Percentiles are nearest rank: of few requests, the"
         f" 99th is the largest. Requests without an answer {number(sizes['drain_seconds'])} s after"
         " the last was sent are given up, and count with what they had waited.\n\n"
@@ -123,10 +123,9 @@ def _mixed(peers: dict[str, Any], sizes: dict[str, Any]) -> str:
         text += (
             f"{kind}:\n\n" + table(_LOAD_HEADER, _load_rows(peers, "mixed_equal", kind)) + "\n\n"
         )
-    ours = {OURS: peers[OURS]}
     return text + "\n\n".join(
-        f"Ours at 80 % of its own capacity, {kind}:\n\n"
-        + table(_LOAD_HEADER, _load_rows(ours, "mixed_own", kind))
+        f"At 80 % of its own capacity, {kind}:\n\n"
+        + table(_LOAD_HEADER, _load_rows(peers, "mixed_own", kind))
         for kind in kinds
     )
 

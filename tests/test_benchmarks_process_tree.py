@@ -1,4 +1,4 @@
-"""Memory of a tree of processes, and what packages take on disk."""
+"""Memory and CPU time of a tree of processes, and what packages take on disk."""
 
 import importlib.metadata
 import os
@@ -8,7 +8,7 @@ import sys
 import pytest
 
 from benchmarks.installed import installed_bytes
-from benchmarks.memory import memory_of_tree
+from benchmarks.process_tree import cpu_seconds_of_tree, memory_of_tree
 
 
 def test_the_memory_of_a_child_counts() -> None:
@@ -26,6 +26,22 @@ def test_the_memory_of_a_child_counts() -> None:
     assert both.processes == alone.processes + 1
     assert both.resident_bytes - alone.resident_bytes > 64 << 20
     assert both.proportional_bytes <= both.resident_bytes
+
+
+def test_the_cpu_time_of_a_child_counts() -> None:
+    program = """import sys, time
+while time.process_time() < 0.5: pass
+print('done', flush=True); sys.stdin.read()"""
+    alone = cpu_seconds_of_tree(os.getpid())
+    child = subprocess.Popen(
+        [sys.executable, "-c", program], stdin=subprocess.PIPE, stdout=subprocess.PIPE
+    )
+    try:
+        assert child.stdout is not None
+        child.stdout.readline()
+        assert cpu_seconds_of_tree(os.getpid()) - alone >= 0.45
+    finally:
+        child.communicate()
 
 
 def test_a_process_that_is_gone_has_no_memory() -> None:

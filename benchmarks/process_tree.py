@@ -1,6 +1,7 @@
-"""Resident memory of a process and everything that it started (Linux)."""
+"""Memory and CPU time of a process and everything that it started (Linux)."""
 
 import contextlib
+import os
 import re
 from dataclasses import dataclass
 from pathlib import Path
@@ -41,19 +42,33 @@ def memory_of_tree(pid: int) -> Memory:
     return Memory(1024 * resident, 1024 * proportional, count)
 
 
+def cpu_seconds_of_tree(pid: int) -> float:
+    """CPU time so far of a process and its descendants that still run, user and system."""
+    ticks = 0
+    for each in _tree(pid):
+        with contextlib.suppress(OSError):
+            fields = _stat(each)
+            ticks += int(fields[11]) + int(fields[12])
+    return ticks / os.sysconf("SC_CLK_TCK")
+
+
 def _tree(pid: int) -> list[int]:
     children: dict[int, list[int]] = {}
     for directory in _PROC.iterdir():
-        if not directory.name.isdigit():
-            continue
-        with contextlib.suppress(OSError):
-            # The command in parentheses may hold anything; what follows it is numbers.
-            fields = (directory / "stat").read_text(encoding="utf-8").rpartition(")")[2].split()
-            children.setdefault(int(fields[1]), []).append(int(directory.name))
+        if directory.name.isdigit():
+            with contextlib.suppress(OSError):
+                parent = int(_stat(int(directory.name))[1])
+                children.setdefault(parent, []).append(int(directory.name))
     tree = [pid]
     for each in tree:  # grows while it is read
         tree += children.get(each, [])
     return tree
+
+
+def _stat(pid: int) -> list[str]:
+    """What follows the command in /proc/PID/stat; the command may hold anything."""
+    text = (_PROC / str(pid) / "stat").read_text(encoding="utf-8", errors="replace")
+    return text.rpartition(")")[2].split()
 
 
 def _kibibytes(rollup: str, name: str) -> int:
