@@ -38,9 +38,15 @@ export PIP_DISABLE_PIP_VERSION_CHECK := 1
 .PHONY: bench-peers-env bench-peers bench-engine bench-limit bench-startup bench-training bench-report
 
 help: ## List the targets
-	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/  make \1\t\2/' | expand -t 22
-	@echo
-	@echo '  ARGS="..." goes to the command behind demo, serve, train, export, evaluate, ablate, load, test and bench.'
+	@awk '/^# --- / { gsub(/^# --- | -*$$/, ""); section = $$0 } \
+	  /^[a-z-]+:.*## / { text = $$0; sub(/^.*## /, "", text); sub(/:.*/, ""); \
+	    if (section != shown) printf "\n%s\n", shown = section; \
+	    printf "  make %-14s %s\n", $$0, text }' $(MAKEFILE_LIST)
+	@printf '\n%s\n' 'Variables, as in: make serve MODEL=models/fashion-mnist ARGS="--port 50052"'
+	@printf '  %-19s %s\n' \
+	  'ARGS="..."' 'goes to the command behind the target; ARGS=--help lists its flags' \
+	  'MODEL=DIR' 'the model to serve, export or evaluate (now $(MODEL))' \
+	  'PYTHON=PATH' 'the Python that makes the environments, 3.11 to 3.14 (now $(PYTHON))'
 
 # --- Use it ----------------------------------------------------------------------------------
 
