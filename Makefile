@@ -33,8 +33,7 @@ PROTOS := simple_diffusion/v1/diffusion.proto
 export ORT_DISABLE_TELEMETRY := 1
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: help demo serve train export evaluate ablate load bench test fault-test compose-test check format stubs dashboard constraints clean
-.PHONY: docs-pictures
+.PHONY: help demo serve train export evaluate ablate load bench test fault-test compose-test check format stubs dashboard constraints docs-pictures clean
 .PHONY: bench-peers-env bench-peers bench-engine bench-limit bench-startup bench-training bench-report
 
 help: ## List the targets
