@@ -54,6 +54,7 @@ async def serve(config: ServerConfig) -> int:
         if config.log_format == "json":
             _log.critical("%s", error)
         else:
+            logs.flush()
             click.echo(f"error: {error}", err=True)
         return 1
 
@@ -62,7 +63,7 @@ def _exit(code: int) -> None:
     if any(thread.name in ("loader", "engine") for thread in threading.enumerate()):
         # A thread is still inside the network, which cannot be interrupted, and an interpreter that
         # shuts down under it may crash.
-        logging.shutdown()
+        logs.flush()
         sys.stdout.flush()
         sys.stderr.flush()
         os._exit(code)

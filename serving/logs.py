@@ -9,6 +9,8 @@ import sys
 import time
 from collections.abc import Mapping
 
+from serving.log_writing import BackgroundHandler
+
 FORMATS = ("text", "json")
 
 _TIME = "%Y-%m-%dT%H:%M:%S"
@@ -16,17 +18,23 @@ _OWN_MEMBERS = frozenset({"time", "level", "logger", "message", "exception"})
 
 
 def set_up(level: str, kind: str) -> None:
-    """Sends everything that is logged in this process to stderr, in one format.
+    """Sends everything that is logged in this process to stderr, in one format, without waiting.
 
     Args:
         level: a level's name in lower case; the least important that is shown.
         kind: one of FORMATS.
     """
-    handler = logging.StreamHandler(sys.stderr)
+    handler = BackgroundHandler(sys.stderr.fileno())
     handler.setFormatter(JsonFormatter() if kind == "json" else TextFormatter())
     logging.basicConfig(level=level.upper(), handlers=[handler])
     logging.captureWarnings(True)
     logging.getLogger("grpc._cython.cygrpc").addFilter(_is_no_departure)
+
+
+def flush() -> None:
+    """Waits, for a moment at most, until what was logged is written."""
+    for handler in logging.getLogger().handlers:
+        handler.flush()
 
 
 class TextFormatter(logging.Formatter):

@@ -43,6 +43,7 @@ EDGE = {
     "serving.images",
     "serving.listening",
     "serving.loading",
+    "serving.log_writing",
     "serving.logs",
     "serving.metric_families",
     "serving.metric_series",
