@@ -23,7 +23,7 @@ from diffusion.samplers import SAMPLERS
 from serving.bundle import load_bundle
 from serving.denoiser import EngineModel, Network
 from serving.engine import Engine
-from serving.lane_count import CANDIDATES, measure_lane_count
+from serving.lane_count import measure_lane_count
 from serving.network import embedding_table, make_network, resolve_provider
 from serving.request import GenerateSpec, NullSink
 
@@ -161,8 +161,7 @@ def main(
     network = make_network(bundle, resolve_provider(provider), num_threads)
     drawn = EngineModel.from_manifest(bundle.manifest, embedding_table(bundle))
     if lanes is None:
-        candidates = network.lane_counts or CANDIDATES
-        lanes = measure_lane_count(drawn, network, candidates=candidates).max_lanes
+        lanes = measure_lane_count(drawn, network).max_lanes
     measured = measure(
         drawn, network, lanes, sampler=sampler, turns=turns, turn_seconds=turn_seconds
     )

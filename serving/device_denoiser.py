@@ -28,7 +28,7 @@ class DeviceDenoiser(Denoiser):
         max_lanes: int,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        """Takes the network's memory.
+        """Makes a denoiser without lanes.
 
         Raises:
             ValueError: if the step graph does not suit the model or the batch does not fit.
@@ -38,7 +38,7 @@ class DeviceDenoiser(Denoiser):
         network.padded_rows(2 * max_lanes)  # fits, or raises
         super().__init__(model, network, max_lanes, clock)
         self._device_network = network
-        network.claim(self, model.embedding_table)
+        self._embedding_table = model.embedding_table
 
     def draw_initial(self) -> None:
         """Leaves it to the next step to draw x_T of the lanes that have joined."""
@@ -48,34 +48,39 @@ class DeviceDenoiser(Denoiser):
 
     def set_aside(self, lanes_of: Int64Array) -> int:
         """See Denoiser."""
+        self.move_out()
+        return super().set_aside(lanes_of)
+
+    def move_out(self) -> None:
+        """Fetches the images of all lanes into the lane table."""
         lanes, n = self.lanes, self.lanes.count
         there = (lanes.device_row[:n] >= 0).nonzero()[0]
         if there.size:
             rows = lanes.device_row[there]
             held = int(rows.max()) + 1
-            lanes.x[there] = self._device_network.x(self, held)[rows]
-            lanes.x_0_previous[there] = self._device_network.x_0(self, held)[rows]
+            lanes.x[there] = self._device_network.x(held)[rows]
+            lanes.x_0_previous[there] = self._device_network.x_0(held)[rows]
             lanes.device_row[there] = _HERE
-        return super().set_aside(lanes_of)
 
     def step(self) -> Denoised:
         """See Denoiser."""
         lanes, n = self.lanes, self.lanes.count
+        self._device_network.claim(self, self._embedding_table)
         plan_rows = self._plan_rows()
         guided = self._guided_mask(plan_rows).nonzero()[0]
         self._write_control(plan_rows, guided)
         begin = self._clock()
         try:
-            finite = self._device_network.step(self, n + guided.size)
+            finite = self._device_network.step(n + guided.size)
         finally:
             self.network_seconds = self._clock() - begin
         lanes.device_row[:n] = np.arange(n)
         lanes.position[:n] += 1
         finished = lanes.position[:n] == lanes.num_steps[:n]
         if finished.any():
-            lanes.x[:n] = self._device_network.x(self, n)
+            lanes.x[:n] = self._device_network.x(n)
         if lanes.preview_every[:n].any():
-            lanes.x_0_previous[:n] = self._device_network.x_0(self, n)
+            lanes.x_0_previous[:n] = self._device_network.x_0(n)
         return Denoised(lanes.x_0_previous[:n], finished, ~finite[:n])
 
     def _write_control(self, plan_rows: Int64Array, guided: Int64Array) -> None:
@@ -107,7 +112,7 @@ class DeviceDenoiser(Denoiser):
         sources = lanes.device_row[:n].copy()
         here = (sources == _HERE).nonzero()[0]
         if here.size:
-            first = self._device_network.bring(self, lanes.x[here], lanes.x_0_previous[here])
+            first = self._device_network.bring(lanes.x[here], lanes.x_0_previous[here])
             sources[here] = np.arange(first, first + here.size)
         return sources
 

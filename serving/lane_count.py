@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from serving.denoiser import EngineModel, Network
 from serving.engine import Engine
 from serving.request import GenerateSpec, NullSink
+from serving.step_network import StepNetwork
 
 CANDIDATES = (1, 8, 12, 16, 24, 32, 48, 64, 96, 128, 192, 256)
 """Lanes that are tried, in this order."""
@@ -50,7 +51,7 @@ def measure_lane_count(
     model: EngineModel,
     network: Network,
     *,
-    candidates: tuple[int, ...] = CANDIDATES,
+    candidates: tuple[int, ...] | None = None,
     budget_seconds: float = _BUDGET_SECONDS,
     clock: Callable[[], float] = time.perf_counter,
 ) -> LaneCount:
@@ -63,7 +64,7 @@ def measure_lane_count(
     Args:
         model: what the network draws.
         network: the noise predictor.
-        candidates: lanes to try, ascending.
+        candidates: lanes to try, ascending; None for CANDIDATES, or what the network has room for.
         budget_seconds: above 0.
         clock: seconds, monotonic.
 
@@ -71,6 +72,10 @@ def measure_lane_count(
         ValueError: if there are no candidates.
         RuntimeError: if the network raises.
     """
+    # Of the memory of a device there is one: in turns, images would be moved at every step.
+    in_turns = not isinstance(network, StepNetwork)
+    if candidates is None:
+        candidates = network.lane_counts if isinstance(network, StepNetwork) else CANDIDATES
     if not candidates:
         raise ValueError("candidates must not be empty")
     end = (begin := clock()) + budget_seconds
@@ -79,6 +84,9 @@ def measure_lane_count(
     best, no_better = 0.0, 0
     for lanes in candidates:
         trials.append(trial := _Trial(model, network, lanes, clock))
+        if not in_turns:
+            for _ in range(_ROUNDS - 1):
+                trial.step()
         if clock() > end:
             break
         if lanes >= fewest:
@@ -86,7 +94,7 @@ def measure_lane_count(
             best = max(best, trial.rate)
         if no_better == _NO_BETTER:
             break
-    for trial in trials * (_ROUNDS - 1):
+    for trial in trials * (_ROUNDS - 1) if in_turns else []:
         if clock() > end:
             break
         trial.step()

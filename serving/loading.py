@@ -8,7 +8,7 @@ from typing import Literal
 from serving.bundle import BundleError, Manifest, load_bundle
 from serving.denoiser import EngineModel
 from serving.engine import Engine
-from serving.lane_count import CANDIDATES, measure_lane_count
+from serving.lane_count import measure_lane_count
 from serving.network import (
     Provider,
     ProviderError,
@@ -97,9 +97,8 @@ def load_model(
     model = EngineModel.from_manifest(manifest, embedding_table(bundle, num_threads=num_threads))
     # On CUDA the sizes that are run are the buckets, and all of them are tried.
     sizes = network.buckets or BATCH_SIZES
-    candidates = network.lane_counts or CANDIDATES
-    if fixed != "auto":  # two sizes, and no large one: for the first pace only
-        candidates = tuple(sorted({1, min(fixed, 64)}))
+    # With a fixed number two sizes, and no large one: for the first pace only.
+    candidates = None if fixed == "auto" else tuple(sorted({1, min(fixed, 64)}))
     try:
         measured = measure_lane_count(model, network, candidates=candidates)
     except RuntimeError as error:

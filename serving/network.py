@@ -35,12 +35,10 @@ class OnnxNetwork:
         provider: "cpu".
         num_threads: threads of one call.
         buckets: empty: any batch size is run as it is.
-        lane_counts: empty: any number of lanes can be had.
     """
 
     provider: Provider = "cpu"
     buckets: tuple[int, ...] = ()
-    lane_counts: tuple[int, ...] = ()
 
     def __init__(self, bundle: Bundle, *, num_threads: int | None = None) -> None:
         """Loads the graph.

@@ -8,6 +8,7 @@ import dataclasses
 from collections.abc import Callable
 from dataclasses import dataclass
 from importlib import resources
+from typing import Protocol
 
 import numpy as np
 
@@ -33,6 +34,13 @@ def buckets_for(rows: int) -> tuple[int, ...]:
     """The buckets for batches of up to `rows`, at least 1."""
     smaller = tuple(bucket for bucket in BUCKETS if bucket < rows)
     return (*smaller, next((bucket for bucket in BUCKETS if bucket >= rows), rows))
+
+
+class Tenant(Protocol):
+    """Whose images lie in the memory of a StepNetwork."""
+
+    def move_out(self) -> None:
+        """Takes its images away: somebody else needs the memory."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,7 +84,7 @@ class StepNetwork:
         most = self.buckets[-1]
         self.lane_counts = tuple(lanes for lanes in self.buckets if 2 * lanes <= most)
         self._device = device
-        self._owner: object = None
+        self._tenant: Tenant | None = None
         manifest = bundle.manifest
         inputs, outputs = unet_signature(bundle)
         # Two messages, one after the other, are their merged message: see export.update_graph.
@@ -111,15 +119,15 @@ class StepNetwork:
     def __call__(self, x_t: Float32Array, emb: Float32Array, /) -> Float32Array:
         """x_t float32 [B, C, H, W], emb float32 [B, E] -> eps float32 [B, C, H, W], a new array.
 
-        Whoever has claimed the memory loses it.
+        Whoever has images in the memory takes them away first.
 
         Raises:
             ValueError: if there are more rows than fit.
             Exception: whatever ONNX Runtime or the device raises.
         """
-        self._owner = None
         rows = len(x_t)
         bucket = self.padded_rows(rows)
+        self._let(None)
         self._controls[bucket].clear(0)
         self._device.write(self._tensors.x_t, x_t)
         self._device.write(self._tensors.emb, emb)
@@ -137,14 +145,16 @@ class StepNetwork:
             raise ValueError(f"a batch has up to {self.buckets[-1]} rows here, got {rows}")
         return next(bucket for bucket in self.buckets if bucket >= rows)
 
-    def claim(self, owner: object, embedding_table: Float32Array) -> None:
-        """Gives the memory, of which there is one, to `owner`, and takes it from whoever had it.
+    def claim(self, tenant: Tenant, embedding_table: Float32Array) -> None:
+        """Lets `tenant` have the memory, of which there is one, from now on.
+
+        To be called before every step. Whoever had it has taken its images away when this returns.
 
         Args:
-            owner: who may step from now on.
+            tenant: who is going to step.
             embedding_table: float32 [T, null_label + 1, E].
         """
-        self._owner = owner
+        self._let(tenant)
         if embedding_table is not self._embeddings:
             table = self._tensors.table
             self._device.write(table, embedding_table.reshape(table.shape))
@@ -154,31 +164,27 @@ class StepNetwork:
         """Where the numbers of the next step are to be written, for a batch of so many rows."""
         return self._controls[self.padded_rows(rows)]
 
-    def bring(self, owner: object, x: Float32Array, x_0: Float32Array) -> int:
+    def bring(self, x: Float32Array, x_0: Float32Array) -> int:
         """Lays lanes from elsewhere beside those of the step before; returns the first's source.
 
         Args:
-            owner: who has the memory.
             x: float32 [N, C, H, W].
             x_0: float32 [N, C, H, W], the x_0 of the step before.
         """
-        self._require(owner)
         first = self.buckets[-1]
         self._device.write(self._tensors.x, x, first)
         self._device.write(self._tensors.x_0, x_0, first)
         return first
 
-    def step(self, owner: object, rows: int) -> BoolArray:
+    def step(self, rows: int) -> BoolArray:
         """One step of a batch whose numbers stand in control(rows).
 
         Returns:
             whether each row's eps, guided, is finite: bool [rows].
 
         Raises:
-            RuntimeError: if somebody else has the memory now.
             Exception: whatever ONNX Runtime or the device raises.
         """
-        self._require(owner)
         bucket = self.padded_rows(rows)
         bound = self._bound(bucket)
         self._send(bucket)
@@ -188,14 +194,12 @@ class StepNetwork:
         finite: BoolArray = checksum == 0.0
         return finite
 
-    def x(self, owner: object, rows: int) -> Float32Array:
+    def x(self, rows: int) -> Float32Array:
         """x of the first rows after the last step, float32 [rows, C, H, W]."""
-        self._require(owner)
         return self._device.read(self._tensors.x, rows)
 
-    def x_0(self, owner: object, rows: int) -> Float32Array:
+    def x_0(self, rows: int) -> Float32Array:
         """x_0 of the first rows in the last step, float32 [rows, C, H, W]."""
-        self._require(owner)
         return self._device.read(self._tensors.x_0, rows)
 
     def replay(self, rows: int) -> None:
@@ -205,9 +209,10 @@ class StepNetwork:
     def _send(self, bucket: int) -> None:
         self._device.write(self._tensors.control, self._controls[bucket].block)
 
-    def _require(self, owner: object) -> None:
-        if self._owner is not owner:
-            raise RuntimeError("another batch has taken the memory of this one")
+    def _let(self, tenant: Tenant | None) -> None:
+        if self._tenant is not None and self._tenant is not tenant:
+            self._tenant.move_out()
+        self._tenant = tenant
 
     def _bound(self, bucket: int) -> "_BoundStep":
         bound = self._steps.get(bucket)

@@ -6,25 +6,25 @@ import pytest
 
 from serving import loading
 from serving.bundle import BundleError
-from serving.lane_count import CANDIDATES, LaneCount
+from serving.lane_count import LaneCount
 from serving.loading import EngineSettings, load_model
 from tests.fakes import write_tiny_bundle
 
 
 @pytest.mark.parametrize(
     ("max_lanes", "tried", "capacity"),
-    [("auto", CANDIDATES, 4), (8, (1, 8), 8), (1, (1,), 1), (200, (1, 64), 200)],
+    [("auto", None, 4), (8, (1, 8), 8), (1, (1,), 1), (200, (1, 64), 200)],
 )
 def test_lanes_are_measured_or_fixed_and_the_pace_is_known_either_way(
     max_lanes: int,
-    tried: tuple[int, ...],
+    tried: tuple[int, ...] | None,
     capacity: int,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    measured: list[tuple[int, ...]] = []
+    measured: list[tuple[int, ...] | None] = []
 
-    def measure(*_: object, candidates: tuple[int, ...]) -> LaneCount:
+    def measure(*_: object, candidates: tuple[int, ...] | None) -> LaneCount:
         measured.append(candidates)
         return LaneCount(4, {1: 0.5, 4: 0.8}, 0.1)
 
@@ -39,7 +39,7 @@ def test_lanes_are_measured_or_fixed_and_the_pace_is_known_either_way(
 def test_a_network_that_fails_while_it_is_measured_is_a_bad_bundle(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def measure(*_: object, candidates: tuple[int, ...]) -> LaneCount:
+    def measure(*_: object, candidates: tuple[int, ...] | None) -> LaneCount:
         raise RuntimeError("the network failed for a batch of 2 rows")
 
     monkeypatch.setattr(loading, "measure_lane_count", measure)

@@ -8,9 +8,17 @@ import pytest
 from serving.bundle import Bundle, BundleError, load_bundle
 from serving.device import HostDevice
 from serving.device_denoiser import DeviceDenoiser
+from serving.engine import Engine
+from serving.lane_count import measure_lane_count
 from serving.network import OnnxNetwork, embedding_table
 from serving.step_network import BUCKETS, StepNetwork, buckets_for
-from tests.fakes import spec, unet_graph, write_tiny_bundle
+from tests.fakes import (
+    RecordingSink,
+    assert_reference_pixels,
+    spec,
+    unet_graph,
+    write_tiny_bundle,
+)
 from tests.server_process import MNIST
 from tests.step_fakes import MODEL, fake_bundle
 
@@ -77,27 +85,31 @@ def test_eps_does_not_depend_on_the_steps_before(bundle: Bundle) -> None:
     np.testing.assert_array_equal(network(x_t, emb), expected)
 
 
-def test_whoever_loses_the_memory_is_told_so_and_not_given_the_images_of_another(
-    bundle: Bundle,
-) -> None:
-    network = StepNetwork(bundle, HostDevice(), 1, max_rows=4)
+def test_engines_that_take_turns_in_one_memory_draw_what_they_draw_alone(bundle: Bundle) -> None:
+    network = StepNetwork(bundle, HostDevice(), 1, max_rows=8)
+    x_t, emb = rows_of(bundle, 3)
+    eps = network(x_t, emb)
+    requests = [
+        spec(count=3, num_steps=6, seed=1),
+        spec(count=2, num_steps=9, guidance_scale=3.0, sampler="dpmpp_2m"),
+    ]
+    engines = [Engine(MODEL, network, max_lanes=4) for _ in requests]
+    sinks = [RecordingSink() for _ in requests]
+    for engine, request, sink in zip(engines, requests, sinks, strict=True):
+        engine.submit(request, sink)
+    while any(engine.has_work for engine in engines):
+        for engine in engines:
+            engine.step()
+        np.testing.assert_array_equal(network(x_t, emb), eps)
+    for request, sink in zip(requests, sinks, strict=True):
+        assert_reference_pixels(MODEL, request, sink.images)
 
-    def with_a_lane() -> DeviceDenoiser:
-        denoiser = DeviceDenoiser(MODEL, network, max_lanes=2)
-        plan = denoiser.plans.acquire("ddpm", 4)
-        denoiser.join(spec(), request=0, plan=plan, first_index=0, images=1)
-        denoiser.draw_initial()
-        return denoiser
 
-    first = with_a_lane()
-    first.step()
-    second = with_a_lane()
-    with pytest.raises(RuntimeError, match="another batch"):
-        first.step()
-    second.step()
-    network(*rows_of(bundle, 1))
-    with pytest.raises(RuntimeError, match="another batch"):
-        second.step()
+def test_lanes_are_measured_among_those_that_there_is_room_for(bundle: Bundle) -> None:
+    network = StepNetwork(bundle, HostDevice(), 1, max_rows=16)
+    measured = measure_lane_count(MODEL, network)
+    assert set(measured.step_seconds) <= set(network.lane_counts)
+    assert measured.max_lanes in network.lane_counts
 
 
 def test_another_table_is_taken_over(bundle: Bundle) -> None:
