@@ -14,6 +14,7 @@ from serving.configuration import ServerConfig
 from serving.grpc_methods import SERVICE_NAME, GrpcMethods
 from serving.health import Health, Readiness
 from serving.http.app import make_app
+from serving.http.playground import ServerFacts
 from serving.http.server import HttpServer
 from serving.metrics import Metrics
 from serving.reflection import Reflection
@@ -84,6 +85,7 @@ class Ports:
                 readiness,
                 metrics.exposition,
                 service if config.has_http_api else None,
+                ServerFacts(self.grpc_port, files is not None, tokens is not None),
                 hosts=config.http_hosts,
             )
             http = HttpServer(app, listener)

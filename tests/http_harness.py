@@ -10,6 +10,7 @@ import httpx
 from starlette.types import ASGIApp
 
 from serving.http.app import make_app
+from serving.http.playground import ServerFacts
 from serving.http.server import HttpServer
 from serving.listening import open_http_port
 from tests.edge_harness import Edge
@@ -38,7 +39,8 @@ async def http_client(
     edge: Edge, hosts: frozenset[str] | None = None
 ) -> AsyncIterator[httpx.AsyncClient]:
     """A client of the HTTP side of an edge."""
-    app = make_app(edge.readiness, edge.metrics.exposition, edge.service, hosts=hosts)
+    facts = ServerFacts(edge.port, tls=False, needs_token=edge.service.needs_token)
+    app = make_app(edge.readiness, edge.metrics.exposition, edge.service, facts, hosts=hosts)
     async with running_app(app) as client:
         yield client
 

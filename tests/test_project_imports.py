@@ -37,6 +37,7 @@ EDGE = {
     "serving.http.guard",
     "serving.http.negotiation",
     "serving.http.openapi",
+    "serving.http.playground",
     "serving.http.receiving",
     "serving.http.schemas",
     "serving.http.server",

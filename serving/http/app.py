@@ -10,8 +10,9 @@ from starlette.responses import PlainTextResponse, Response
 from starlette.routing import Route
 
 from serving.health import Readiness
-from serving.http import api, errors, openapi
+from serving.http import api, errors, openapi, playground
 from serving.http.guard import Guard
+from serving.http.playground import ServerFacts
 from serving.service import DiffusionService
 
 
@@ -19,6 +20,7 @@ def make_app(
     readiness: Readiness,
     metrics: Callable[[], tuple[bytes, str]],
     service: DiffusionService | None = None,
+    facts: ServerFacts | None = None,
     *,
     hosts: frozenset[str] | None = None,
 ) -> Starlette:
@@ -28,7 +30,8 @@ def make_app(
         readiness: decides /livez (200 while the process can do its work) and /readyz (200 while
             new clients should come here); otherwise 503, with the phase as the text.
         metrics: returns the body of /metrics and its content type.
-        service: what the API and the page ask; None for neither.
+        service: what the API asks; None for no API.
+        facts: what the page is to know of this server; None for no page.
         hosts: the names under which the API and the page may be asked for; None for any.
     """
 
@@ -49,8 +52,9 @@ def make_app(
     ]
     if service is None:
         return Starlette(routes=probes)
+    page = [] if facts is None else playground.routes(facts)
     return Starlette(
-        routes=[*probes, *api.routes(service), openapi.route(service)],
+        routes=[*probes, *api.routes(service), openapi.route(service), *page],
         middleware=[Middleware(Guard, hosts=hosts, open_to_all={route.path for route in probes})],
         exception_handlers={HTTPException: errors.on_http_exception},
     )

@@ -4,15 +4,15 @@ from typing import Any
 
 from google.protobuf.descriptor import Descriptor, FieldDescriptor
 
-_INT32 = {"type": "integer", "format": "int32"}
+_BIG = "a string, since many languages cannot hold it as a number"
 _SCALARS: dict[int, dict[str, Any]] = {
-    FieldDescriptor.TYPE_INT32: _INT32,
-    FieldDescriptor.TYPE_UINT64: {
-        "type": "string",
-        "pattern": "^[0-9]+$",
-        "description": "uint64; a string, since many languages cannot hold it as a number",
-    },
+    FieldDescriptor.TYPE_BOOL: {"type": "boolean"},
+    FieldDescriptor.TYPE_INT32: {"type": "integer", "format": "int32"},
+    FieldDescriptor.TYPE_UINT32: {"type": "integer", "minimum": 0},
+    FieldDescriptor.TYPE_INT64: {"type": "string", "pattern": "^-?[0-9]+$", "description": _BIG},
+    FieldDescriptor.TYPE_UINT64: {"type": "string", "pattern": "^[0-9]+$", "description": _BIG},
     FieldDescriptor.TYPE_FLOAT: {"type": "number", "format": "float"},
+    FieldDescriptor.TYPE_DOUBLE: {"type": "number", "format": "double"},
     FieldDescriptor.TYPE_STRING: {"type": "string"},
     FieldDescriptor.TYPE_BYTES: {"type": "string", "contentEncoding": "base64"},
 }
