@@ -52,13 +52,15 @@ def response(
 
 def events(accepted: Accepted, parcel: Parcel) -> list[pb.GenerateStreamResponse]:
     """Returns one event for each image of a parcel, then one for each preview."""
+    version = accepted.model.version
     messages = [
-        pb.GenerateStreamResponse(image=_image(accepted, index, pixels))
+        pb.GenerateStreamResponse(image=_image(accepted, index, pixels), model_version=version)
         for index, pixels in parcel.images
     ]
     messages += [
         pb.GenerateStreamResponse(
-            preview=pb.Preview(image=_image(accepted, index, pixels), step=position)
+            preview=pb.Preview(image=_image(accepted, index, pixels), step=position),
+            model_version=version,
         )
         for index, position, pixels in parcel.previews
     ]
@@ -77,7 +79,7 @@ def summary_event(accepted: Accepted, ending: Ending) -> pb.GenerateStreamRespon
         queue_seconds=ending.queue_seconds,
         compute_seconds=ending.compute_seconds,
     )
-    return pb.GenerateStreamResponse(summary=summary)
+    return pb.GenerateStreamResponse(summary=summary, model_version=accepted.model.version)
 
 
 def describe(model: ServedModel) -> pb.Model:

@@ -229,7 +229,9 @@ def accept(request: pb.GenerateRequest, _: Context) -> pb.GenerateResponse:
     )
 
 
-def stream_of(*positions: int, then: refusal.RefusedError | None = None) -> Streamed:
+def stream_of(
+    *positions: int, then: refusal.RefusedError | None = None, model_version: str = "1.0.0"
+) -> Streamed:
     """A stream of the images at these positions of the request (none: all), then its end."""
 
     def answer(
@@ -237,10 +239,15 @@ def stream_of(*positions: int, then: refusal.RefusedError | None = None) -> Stre
     ) -> Iterator[pb.GenerateStreamResponse]:
         for position in positions or range(request.count):
             index = request.first_index + position
-            yield pb.GenerateStreamResponse(image=image(request.seed, index))
+            yield pb.GenerateStreamResponse(
+                image=image(request.seed, index), model_version=model_version
+            )
         if then is not None:
             refuse(then)(request, context)
-        yield pb.GenerateStreamResponse(summary=pb.GenerateSummary(seed=request.seed))
+        yield pb.GenerateStreamResponse(
+            summary=pb.GenerateSummary(seed=request.seed, model_version=model_version),
+            model_version=model_version,
+        )
 
     return answer
 

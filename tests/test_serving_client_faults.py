@@ -22,6 +22,7 @@ from serving.client import (
     ClientError,
     DeadlineExceededError,
     InternalError,
+    ModelChangedError,
     ResourceExhaustedError,
     RetryPolicy,
     Tls,
@@ -74,9 +75,7 @@ def test_a_busy_server_is_asked_again_when_it_said(make_client: MakeClient) -> N
 
 
 def test_pushback_alone_says_when_to_come_back(make_client: MakeClient) -> None:
-    busy = refusal.RefusedError(
-        grpc.StatusCode.RESOURCE_EXHAUSTED, "busy", metadata=(("grpc-retry-pushback-ms", "400"),)
-    )
+    busy = refusal.RefusedError(grpc.StatusCode.RESOURCE_EXHAUSTED, "busy", retry_after_seconds=0.4)
     with scripted(refuse(busy), accept) as server, make_client(server.target) as client:
         client.generate(0)
     first, second = server.asked_seconds
@@ -305,6 +304,18 @@ def test_a_stream_that_ends_well_without_all_images_is_an_error(make_client: Mak
         stream = client.stream(0, 3)
         with pytest.raises(InternalError, match="ended without all images"):
             list(stream)
+        assert list(stream) == []
+
+
+def test_images_of_two_versions_of_a_model_are_never_one_stream(make_client: MakeClient) -> None:
+    streams = (stream_of(0, then=STARTING), stream_of(model_version="1.1.0"))
+    with scripted(streams=streams) as server, make_client(server.target) as client:
+        stream = client.stream(0, 3)
+        assert next(stream).index == 0
+        with pytest.raises(
+            ModelChangedError, match=r"from version 1\.0\.0 of the model to 1\.1\.0"
+        ):
+            next(stream)
         assert list(stream) == []
 
 

@@ -1,9 +1,10 @@
 """A stream that breaks is taken up where it broke: every image once, none left out."""
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from serving.client import GeneratedImage, Preview
+from serving.client import GeneratedImage, ModelChangedError, Preview
 from serving.client.requests import build_request
 from serving.client.resumption import Resumption
 from simple_diffusion.v1 import diffusion_pb2 as pb
@@ -60,6 +61,22 @@ def test_a_summary_that_is_missing_alone_is_asked_for_with_the_last_image() -> N
     assert resumption.complete
     assert resumption.summary is not None
     assert (resumption.summary.label, resumption.summary.model) == (3, "tiny")
+
+
+def of_version(version: str, response: pb.GenerateStreamResponse) -> pb.GenerateStreamResponse:
+    versioned = pb.GenerateStreamResponse(model_version=version)
+    versioned.MergeFrom(response)
+    return versioned
+
+
+def test_messages_of_another_version_of_the_model_are_refused() -> None:
+    resumption = Resumption(build_request(3, 4, seed=7))
+    for index, version in enumerate(("", "1.0.0", "")):  # "" is what older servers say
+        assert resumption.take(of_version(version, finished(index))) is not None
+    for message in (finished(3), preview(3), SUMMARY):
+        with pytest.raises(ModelChangedError, match=r"1\.0\.0 of the model to 2\.0\.0"):
+            resumption.take(of_version("2.0.0", message))
+    assert not resumption.complete
 
 
 @given(data=st.data(), first=st.integers(0, 100), count=st.integers(1, 30))

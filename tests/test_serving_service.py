@@ -168,6 +168,12 @@ async def test_the_stream_has_the_images_of_generate_and_then_the_summary() -> N
     assert summary.compute_seconds > 0
 
 
+async def test_every_message_of_a_stream_says_of_which_version_of_the_model_it_is() -> None:
+    async with running_edge() as edge:
+        stream = edge.stub.GenerateStream(request(count=2, num_steps=4, preview_every=2))
+        assert {event.model_version async for event in stream} == {"1.2.3"}
+
+
 async def test_images_come_as_they_finish() -> None:
     async with running_edge(max_lanes=1) as edge:
         edge.slow_down(0.02)

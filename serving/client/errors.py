@@ -75,6 +75,10 @@ class UnimplementedError(ClientError):
     """What answers is another kind of server."""
 
 
+class ModelChangedError(ClientError):
+    """A stream broke, and who could go on has another version of the model: ask for all again."""
+
+
 class CallCancelledError(ClientError):
     """The call was cancelled by `close`."""
 
@@ -113,6 +117,15 @@ def not_ready(target: str) -> UnavailableError:
 def incomplete(target: str) -> InternalError:
     """Returns the error of a stream that ended well without all that was asked for."""
     return InternalError(f"the stream of {target} ended without all images", "INTERNAL")
+
+
+def model_changed(before: str, now: str) -> ModelChangedError:
+    """Returns the error of a stream whose images would be of two versions of a model."""
+    return ModelChangedError(
+        f"the stream broke, and the server has changed from version {before} of the model to {now}"
+        " since: the images so far are of the old one; ask for all of them again",
+        "ABORTED",
+    )
 
 
 def from_rpc_error(error: grpc.RpcError, target: str) -> ClientError:

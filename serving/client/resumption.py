@@ -1,5 +1,6 @@
 """What of a stream has come, and what to ask for when it breaks."""
 
+from serving.client import errors
 from serving.client.results import (
     GeneratedImage,
     Preview,
@@ -26,6 +27,7 @@ class Resumption:
         first = request.first_index
         # A count that no server takes is one image here: the server refuses it all the same.
         self._missing = set(range(first, first + max(1, request.count)))
+        self._model_version = ""
         self.summary: Summary | None = None
 
     @property
@@ -54,7 +56,15 @@ class Resumption:
         return request
 
     def take(self, response: pb.GenerateStreamResponse) -> GeneratedImage | Preview | None:
-        """Returns what a message holds for the caller; None for the summary and for repetitions."""
+        """Returns what a message holds for the caller; None for the summary and for repetitions.
+
+        Raises:
+            ModelChangedError: if it is of another version of the model than those before.
+        """
+        version = response.model_version  # empty from servers of before this field
+        if version and version != (self._model_version or version):
+            raise errors.model_changed(self._model_version, version)
+        self._model_version = version or self._model_version
         match response.WhichOneof("event"):
             case "image" if response.image.index in self._missing:
                 self._missing.remove(response.image.index)

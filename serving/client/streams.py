@@ -50,7 +50,11 @@ class _Stream:
         return self._responses
 
     def _take(self, response: pb.GenerateStreamResponse) -> GeneratedImage | Preview | None:
-        event = self._resumption.take(response)
+        try:
+            event = self._resumption.take(response)
+        except ClientError:
+            self._cancel()
+            raise
         if isinstance(event, GeneratedImage):
             self._attempts.progressed()
         return event

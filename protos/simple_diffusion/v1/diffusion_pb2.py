@@ -24,35 +24,35 @@ _sym_db = _symbol_database.Default()
 
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n#simple_diffusion/v1/diffusion.proto\x12\x13simple_diffusion.v1\"\xdb\x02\n\x0fGenerateRequest\x12\x12\n\x05label\x18\x01 \x01(\x05H\x00\x88\x01\x01\x12\x12\n\x05\x63ount\x18\x02 \x01(\x05H\x01\x88\x01\x01\x12\x11\n\x04seed\x18\x03 \x01(\x04H\x02\x88\x01\x01\x12\r\n\x05model\x18\x04 \x01(\t\x12-\n\x07sampler\x18\x05 \x01(\x0e\x32\x1c.simple_diffusion.v1.Sampler\x12\x16\n\tnum_steps\x18\x06 \x01(\x05H\x03\x88\x01\x01\x12\x1b\n\x0eguidance_scale\x18\x07 \x01(\x02H\x04\x88\x01\x01\x12\x30\n\x06\x66ormat\x18\x08 \x01(\x0e\x32 .simple_diffusion.v1.ImageFormat\x12\x13\n\x0b\x66irst_index\x18\t \x01(\x05\x12\x15\n\rpreview_every\x18\n \x01(\x05\x42\x08\n\x06_labelB\x08\n\x06_countB\x07\n\x05_seedB\x0c\n\n_num_stepsB\x11\n\x0f_guidance_scale\"\xfc\x01\n\x10GenerateResponse\x12*\n\x06images\x18\x01 \x03(\x0b\x32\x1a.simple_diffusion.v1.Image\x12\x0c\n\x04seed\x18\x02 \x01(\x04\x12\r\n\x05model\x18\x03 \x01(\t\x12\x15\n\rmodel_version\x18\x04 \x01(\t\x12-\n\x07sampler\x18\x05 \x01(\x0e\x32\x1c.simple_diffusion.v1.Sampler\x12\x11\n\tnum_steps\x18\x06 \x01(\x05\x12\x16\n\x0eguidance_scale\x18\x07 \x01(\x02\x12\x15\n\rqueue_seconds\x18\x08 \x01(\x02\x12\x17\n\x0f\x63ompute_seconds\x18\t \x01(\x02\"\xb8\x01\n\x16GenerateStreamResponse\x12+\n\x05image\x18\x01 \x01(\x0b\x32\x1a.simple_diffusion.v1.ImageH\x00\x12/\n\x07preview\x18\x02 \x01(\x0b\x32\x1c.simple_diffusion.v1.PreviewH\x00\x12\x37\n\x07summary\x18\x03 \x01(\x0b\x32$.simple_diffusion.v1.GenerateSummaryH\x00\x42\x07\n\x05\x65vent\"B\n\x07Preview\x12)\n\x05image\x18\x01 \x01(\x0b\x32\x1a.simple_diffusion.v1.Image\x12\x0c\n\x04step\x18\x02 \x01(\x05\"\xcf\x01\n\x0fGenerateSummary\x12\x0c\n\x04seed\x18\x01 \x01(\x04\x12\r\n\x05model\x18\x02 \x01(\t\x12\x15\n\rmodel_version\x18\x03 \x01(\t\x12-\n\x07sampler\x18\x04 \x01(\x0e\x32\x1c.simple_diffusion.v1.Sampler\x12\x11\n\tnum_steps\x18\x05 \x01(\x05\x12\x16\n\x0eguidance_scale\x18\x06 \x01(\x02\x12\x15\n\rqueue_seconds\x18\x07 \x01(\x02\x12\x17\n\x0f\x63ompute_seconds\x18\x08 \x01(\x02\"\x87\x01\n\x05Image\x12\r\n\x05index\x18\x01 \x01(\x05\x12\x0c\n\x04\x64\x61ta\x18\x02 \x01(\x0c\x12\x30\n\x06\x66ormat\x18\x03 \x01(\x0e\x32 .simple_diffusion.v1.ImageFormat\x12\r\n\x05width\x18\x04 \x01(\x05\x12\x0e\n\x06height\x18\x05 \x01(\x05\x12\x10\n\x08\x63hannels\x18\x06 \x01(\x05\"\x13\n\x11ListModelsRequest\"\xac\x01\n\x12ListModelsResponse\x12*\n\x06models\x18\x01 \x03(\x0b\x32\x1a.simple_diffusion.v1.Model\x12\x1e\n\x16max_images_per_request\x18\x02 \x01(\x05\x12\x1a\n\x12max_guidance_scale\x18\x03 \x01(\x02\x12.\n\x08samplers\x18\x04 \x03(\x0e\x32\x1c.simple_diffusion.v1.Sampler\"\x97\x02\n\x05Model\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0f\n\x07version\x18\x02 \x01(\t\x12\x13\n\x0blabel_names\x18\x03 \x03(\t\x12\r\n\x05width\x18\x04 \x01(\x05\x12\x0e\n\x06height\x18\x05 \x01(\x05\x12\x10\n\x08\x63hannels\x18\x06 \x01(\x05\x12\x1b\n\x13num_train_timesteps\x18\x07 \x01(\x05\x12\x35\n\x0f\x64\x65\x66\x61ult_sampler\x18\x08 \x01(\x0e\x32\x1c.simple_diffusion.v1.Sampler\x12\x19\n\x11\x64\x65\x66\x61ult_num_steps\x18\t \x01(\x05\x12\x1e\n\x16\x64\x65\x66\x61ult_guidance_scale\x18\n \x01(\x02\x12\x1a\n\x12train_label_counts\x18\x0b \x03(\x03*y\n\x07Sampler\x12\x17\n\x13SAMPLER_UNSPECIFIED\x10\x00\x12\x10\n\x0cSAMPLER_DDPM\x10\x01\x12\x10\n\x0cSAMPLER_DDIM\x10\x02\x12\x14\n\x10SAMPLER_DPMPP_2M\x10\x03\x12\x1b\n\x17SAMPLER_DDIM_STOCHASTIC\x10\x04*]\n\x0bImageFormat\x12\x1c\n\x18IMAGE_FORMAT_UNSPECIFIED\x10\x00\x12\x14\n\x10IMAGE_FORMAT_PNG\x10\x01\x12\x1a\n\x16IMAGE_FORMAT_RAW_UINT8\x10\x02\x32\xb1\x02\n\x10\x44iffusionService\x12W\n\x08Generate\x12$.simple_diffusion.v1.GenerateRequest\x1a%.simple_diffusion.v1.GenerateResponse\x12\x65\n\x0eGenerateStream\x12$.simple_diffusion.v1.GenerateRequest\x1a+.simple_diffusion.v1.GenerateStreamResponse0\x01\x12]\n\nListModels\x12&.simple_diffusion.v1.ListModelsRequest\x1a\'.simple_diffusion.v1.ListModelsResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n#simple_diffusion/v1/diffusion.proto\x12\x13simple_diffusion.v1\"\xdb\x02\n\x0fGenerateRequest\x12\x12\n\x05label\x18\x01 \x01(\x05H\x00\x88\x01\x01\x12\x12\n\x05\x63ount\x18\x02 \x01(\x05H\x01\x88\x01\x01\x12\x11\n\x04seed\x18\x03 \x01(\x04H\x02\x88\x01\x01\x12\r\n\x05model\x18\x04 \x01(\t\x12-\n\x07sampler\x18\x05 \x01(\x0e\x32\x1c.simple_diffusion.v1.Sampler\x12\x16\n\tnum_steps\x18\x06 \x01(\x05H\x03\x88\x01\x01\x12\x1b\n\x0eguidance_scale\x18\x07 \x01(\x02H\x04\x88\x01\x01\x12\x30\n\x06\x66ormat\x18\x08 \x01(\x0e\x32 .simple_diffusion.v1.ImageFormat\x12\x13\n\x0b\x66irst_index\x18\t \x01(\x05\x12\x15\n\rpreview_every\x18\n \x01(\x05\x42\x08\n\x06_labelB\x08\n\x06_countB\x07\n\x05_seedB\x0c\n\n_num_stepsB\x11\n\x0f_guidance_scale\"\xfc\x01\n\x10GenerateResponse\x12*\n\x06images\x18\x01 \x03(\x0b\x32\x1a.simple_diffusion.v1.Image\x12\x0c\n\x04seed\x18\x02 \x01(\x04\x12\r\n\x05model\x18\x03 \x01(\t\x12\x15\n\rmodel_version\x18\x04 \x01(\t\x12-\n\x07sampler\x18\x05 \x01(\x0e\x32\x1c.simple_diffusion.v1.Sampler\x12\x11\n\tnum_steps\x18\x06 \x01(\x05\x12\x16\n\x0eguidance_scale\x18\x07 \x01(\x02\x12\x15\n\rqueue_seconds\x18\x08 \x01(\x02\x12\x17\n\x0f\x63ompute_seconds\x18\t \x01(\x02\"\xcf\x01\n\x16GenerateStreamResponse\x12+\n\x05image\x18\x01 \x01(\x0b\x32\x1a.simple_diffusion.v1.ImageH\x00\x12/\n\x07preview\x18\x02 \x01(\x0b\x32\x1c.simple_diffusion.v1.PreviewH\x00\x12\x37\n\x07summary\x18\x03 \x01(\x0b\x32$.simple_diffusion.v1.GenerateSummaryH\x00\x12\x15\n\rmodel_version\x18\x04 \x01(\tB\x07\n\x05\x65vent\"B\n\x07Preview\x12)\n\x05image\x18\x01 \x01(\x0b\x32\x1a.simple_diffusion.v1.Image\x12\x0c\n\x04step\x18\x02 \x01(\x05\"\xcf\x01\n\x0fGenerateSummary\x12\x0c\n\x04seed\x18\x01 \x01(\x04\x12\r\n\x05model\x18\x02 \x01(\t\x12\x15\n\rmodel_version\x18\x03 \x01(\t\x12-\n\x07sampler\x18\x04 \x01(\x0e\x32\x1c.simple_diffusion.v1.Sampler\x12\x11\n\tnum_steps\x18\x05 \x01(\x05\x12\x16\n\x0eguidance_scale\x18\x06 \x01(\x02\x12\x15\n\rqueue_seconds\x18\x07 \x01(\x02\x12\x17\n\x0f\x63ompute_seconds\x18\x08 \x01(\x02\"\x87\x01\n\x05Image\x12\r\n\x05index\x18\x01 \x01(\x05\x12\x0c\n\x04\x64\x61ta\x18\x02 \x01(\x0c\x12\x30\n\x06\x66ormat\x18\x03 \x01(\x0e\x32 .simple_diffusion.v1.ImageFormat\x12\r\n\x05width\x18\x04 \x01(\x05\x12\x0e\n\x06height\x18\x05 \x01(\x05\x12\x10\n\x08\x63hannels\x18\x06 \x01(\x05\"\x13\n\x11ListModelsRequest\"\xac\x01\n\x12ListModelsResponse\x12*\n\x06models\x18\x01 \x03(\x0b\x32\x1a.simple_diffusion.v1.Model\x12\x1e\n\x16max_images_per_request\x18\x02 \x01(\x05\x12\x1a\n\x12max_guidance_scale\x18\x03 \x01(\x02\x12.\n\x08samplers\x18\x04 \x03(\x0e\x32\x1c.simple_diffusion.v1.Sampler\"\x97\x02\n\x05Model\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0f\n\x07version\x18\x02 \x01(\t\x12\x13\n\x0blabel_names\x18\x03 \x03(\t\x12\r\n\x05width\x18\x04 \x01(\x05\x12\x0e\n\x06height\x18\x05 \x01(\x05\x12\x10\n\x08\x63hannels\x18\x06 \x01(\x05\x12\x1b\n\x13num_train_timesteps\x18\x07 \x01(\x05\x12\x35\n\x0f\x64\x65\x66\x61ult_sampler\x18\x08 \x01(\x0e\x32\x1c.simple_diffusion.v1.Sampler\x12\x19\n\x11\x64\x65\x66\x61ult_num_steps\x18\t \x01(\x05\x12\x1e\n\x16\x64\x65\x66\x61ult_guidance_scale\x18\n \x01(\x02\x12\x1a\n\x12train_label_counts\x18\x0b \x03(\x03*y\n\x07Sampler\x12\x17\n\x13SAMPLER_UNSPECIFIED\x10\x00\x12\x10\n\x0cSAMPLER_DDPM\x10\x01\x12\x10\n\x0cSAMPLER_DDIM\x10\x02\x12\x14\n\x10SAMPLER_DPMPP_2M\x10\x03\x12\x1b\n\x17SAMPLER_DDIM_STOCHASTIC\x10\x04*]\n\x0bImageFormat\x12\x1c\n\x18IMAGE_FORMAT_UNSPECIFIED\x10\x00\x12\x14\n\x10IMAGE_FORMAT_PNG\x10\x01\x12\x1a\n\x16IMAGE_FORMAT_RAW_UINT8\x10\x02\x32\xb1\x02\n\x10\x44iffusionService\x12W\n\x08Generate\x12$.simple_diffusion.v1.GenerateRequest\x1a%.simple_diffusion.v1.GenerateResponse\x12\x65\n\x0eGenerateStream\x12$.simple_diffusion.v1.GenerateRequest\x1a+.simple_diffusion.v1.GenerateStreamResponse0\x01\x12]\n\nListModels\x12&.simple_diffusion.v1.ListModelsRequest\x1a\'.simple_diffusion.v1.ListModelsResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'simple_diffusion.v1.diffusion_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_SAMPLER']._serialized_start=1746
-  _globals['_SAMPLER']._serialized_end=1867
-  _globals['_IMAGEFORMAT']._serialized_start=1869
-  _globals['_IMAGEFORMAT']._serialized_end=1962
+  _globals['_SAMPLER']._serialized_start=1769
+  _globals['_SAMPLER']._serialized_end=1890
+  _globals['_IMAGEFORMAT']._serialized_start=1892
+  _globals['_IMAGEFORMAT']._serialized_end=1985
   _globals['_GENERATEREQUEST']._serialized_start=61
   _globals['_GENERATEREQUEST']._serialized_end=408
   _globals['_GENERATERESPONSE']._serialized_start=411
   _globals['_GENERATERESPONSE']._serialized_end=663
   _globals['_GENERATESTREAMRESPONSE']._serialized_start=666
-  _globals['_GENERATESTREAMRESPONSE']._serialized_end=850
-  _globals['_PREVIEW']._serialized_start=852
-  _globals['_PREVIEW']._serialized_end=918
-  _globals['_GENERATESUMMARY']._serialized_start=921
-  _globals['_GENERATESUMMARY']._serialized_end=1128
-  _globals['_IMAGE']._serialized_start=1131
-  _globals['_IMAGE']._serialized_end=1266
-  _globals['_LISTMODELSREQUEST']._serialized_start=1268
-  _globals['_LISTMODELSREQUEST']._serialized_end=1287
-  _globals['_LISTMODELSRESPONSE']._serialized_start=1290
-  _globals['_LISTMODELSRESPONSE']._serialized_end=1462
-  _globals['_MODEL']._serialized_start=1465
-  _globals['_MODEL']._serialized_end=1744
-  _globals['_DIFFUSIONSERVICE']._serialized_start=1965
-  _globals['_DIFFUSIONSERVICE']._serialized_end=2270
+  _globals['_GENERATESTREAMRESPONSE']._serialized_end=873
+  _globals['_PREVIEW']._serialized_start=875
+  _globals['_PREVIEW']._serialized_end=941
+  _globals['_GENERATESUMMARY']._serialized_start=944
+  _globals['_GENERATESUMMARY']._serialized_end=1151
+  _globals['_IMAGE']._serialized_start=1154
+  _globals['_IMAGE']._serialized_end=1289
+  _globals['_LISTMODELSREQUEST']._serialized_start=1291
+  _globals['_LISTMODELSREQUEST']._serialized_end=1310
+  _globals['_LISTMODELSRESPONSE']._serialized_start=1313
+  _globals['_LISTMODELSRESPONSE']._serialized_end=1485
+  _globals['_MODEL']._serialized_start=1488
+  _globals['_MODEL']._serialized_end=1767
+  _globals['_DIFFUSIONSERVICE']._serialized_start=1988
+  _globals['_DIFFUSIONSERVICE']._serialized_end=2293
 # @@protoc_insertion_point(module_scope)

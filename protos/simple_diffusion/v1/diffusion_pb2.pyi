@@ -240,6 +240,11 @@ class GenerateStreamResponse(_message.Message):
     IMAGE_FIELD_NUMBER: _builtins.int
     PREVIEW_FIELD_NUMBER: _builtins.int
     SUMMARY_FIELD_NUMBER: _builtins.int
+    MODEL_VERSION_FIELD_NUMBER: _builtins.int
+    model_version: _builtins.str
+    """The version of the model used, in every message: whoever takes a broken stream up again can see
+    whether the rest is of the same.
+    """
     @_builtins.property
     def image(self) -> Global___Image:
         """One finished image. Every image is sent, however slowly the caller reads."""
@@ -258,10 +263,11 @@ class GenerateStreamResponse(_message.Message):
         image: Global___Image | None = ...,
         preview: Global___Preview | None = ...,
         summary: Global___GenerateSummary | None = ...,
+        model_version: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["event", b"event", "image", b"image", "preview", b"preview", "summary", b"summary"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["event", b"event", "image", b"image", "preview", b"preview", "summary", b"summary"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["event", b"event", "image", b"image", "model_version", b"model_version", "preview", b"preview", "summary", b"summary"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType_event: _TypeAlias = _typing.Literal["image", "preview", "summary"]  # noqa: Y015
     _WhichOneofArgType_event: _TypeAlias = _typing.Literal["event", b"event"]  # noqa: Y015
