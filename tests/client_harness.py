@@ -211,11 +211,11 @@ class ScriptedServer:
             server.stop(0).wait()
 
 
-def refuse(error: refusal.RefusedError) -> Any:
+def refuse(error: refusal.RefusedError, *more_metadata: tuple[str, str | bytes]) -> Any:
     """An answer, for both methods, that is a refusal."""
 
     def answer(_: pb.GenerateRequest, context: Context) -> Any:
-        context.set_trailing_metadata(error.trailing_metadata)
+        context.set_trailing_metadata((*error.trailing_metadata, *more_metadata))
         context.abort(error.code, error.message)
 
     return answer

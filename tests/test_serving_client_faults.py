@@ -154,11 +154,9 @@ def test_an_error_with_details_of_an_unknown_kind_is_still_an_error(
     error = refusal.RefusedError(
         grpc.StatusCode.INTERNAL, "odd", details=[error_details_pb2.Help()]
     )
-    damaged = refusal.RefusedError(
-        grpc.StatusCode.INTERNAL, "damaged", metadata=(("grpc-status-details-bin", b"\xff"),)
-    )
+    damaged = refusal.RefusedError(grpc.StatusCode.INTERNAL, "damaged")
     with (
-        scripted(refuse(error), refuse(damaged)) as server,
+        scripted(refuse(error), refuse(damaged, ("grpc-status-details-bin", b"\xff"))) as server,
         make_client(server.target) as client,
     ):
         for message in ("odd", "damaged"):
@@ -167,11 +165,9 @@ def test_an_error_with_details_of_an_unknown_kind_is_still_an_error(
 
 
 def test_an_error_names_the_request_as_the_servers_log_does(make_client: MakeClient) -> None:
-    error = refusal.RefusedError(
-        grpc.StatusCode.INTERNAL, "odd", metadata=(("x-request-id", "abc123"),)
-    )
+    error = refusal.RefusedError(grpc.StatusCode.INTERNAL, "odd")
     with (
-        scripted(refuse(error)) as server,
+        scripted(refuse(error, ("x-request-id", "abc123"))) as server,
         make_client(server.target) as client,
         pytest.raises(InternalError) as caught,
     ):
