@@ -1,19 +1,13 @@
 """`python -m serving`: the gRPC server."""
 
-import os
-import signal
+from serving import launch
 
 if __name__ == "__main__":
-    # The imports below take a second, in which Python would answer Ctrl-C with a traceback.
-    for _early in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(_early, lambda *_: os._exit(0))
-    signal.signal(signal.SIGHUP, signal.SIG_IGN)  # nothing is there yet that could be reloaded
-    # gRPC's core reads this when it is imported. It writes lines of its own past Python's logging,
-    # some of them for whatever a client sends that it does not like.
-    os.environ.setdefault("GRPC_VERBOSITY", "NONE")
+    launch.prepare()
 
 import asyncio
 import logging
+import os
 import sys
 import threading
 

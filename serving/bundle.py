@@ -29,6 +29,8 @@ UNET_NAME = "unet.onnx"
 MAX_MANIFEST_BYTES = 16 * 2**20
 """A manifest is some 100 kB; a larger file is not one, and is not read."""
 
+_MISSING = "no such directory; name one that `python -m export` has written, as models/mnist is"
+
 # StringStringEntryProto{key: "location"}, which a TensorProto with external data has (onnx.proto).
 _EXTERNAL_DATA = b"\x0a\x08location\x12"
 
@@ -181,7 +183,7 @@ def load_bundle(path: str | Path) -> Bundle:
     directory = Path(path)
     try:
         if not directory.is_dir():
-            state = "not a directory" if directory.exists() else "no such directory"
+            state = "not a directory" if directory.exists() else _MISSING
             raise BundleError(state)  # noqa: TRY301  (every refusal gets the path, below)
         manifest = _parse_manifest(_read(directory / MANIFEST_NAME, MAX_MANIFEST_BYTES))
         graphs = {name: _read_checked(directory / name, manifest) for name in manifest.files}

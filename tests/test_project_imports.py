@@ -42,6 +42,7 @@ EDGE = {
     "serving.http.schemas",
     "serving.http.server",
     "serving.images",
+    "serving.launch",
     "serving.listening",
     "serving.loading",
     "serving.log_writing",

@@ -1,9 +1,11 @@
 """The command `python -m serving.client`: pictures where they were asked for, or one line."""
 
+import json
 import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -13,7 +15,13 @@ from serving import refusal
 from serving.client import Client
 from serving.client.__main__ import main
 from serving.images import decode_png, grid
-from tests.client_harness import Certificates, ScriptedServer, accept, nobody_listening, refuse
+from tests.client_harness import (
+    Certificates,
+    ScriptedServer,
+    nobody_listening,
+    refuse,
+    stream_of,
+)
 from tests.fakes import write_tiny_bundle
 from tests.server_process import ServerProcess, environment, running_server
 
@@ -156,6 +164,88 @@ def test_models_lists_names_shapes_defaults_and_labels(server: ServerProcess) ->
     ]
 
 
+# For programs
+
+
+def answer(target: str, command: str, *arguments: object) -> dict[str, Any]:
+    """What a command with --json prints, all of it."""
+    ended = run(target, command, *arguments, "--json")
+    assert ended.exit_code == 0, ended.output
+    assert not ended.stderr
+    answered: dict[str, Any] = json.loads(ended.stdout)
+    return answered
+
+
+def test_generate_tells_programs_which_files_and_how_they_were_made(
+    server: ServerProcess, tmp_path: Path
+) -> None:
+    told = answer(
+        server.target, "generate", "--label", 2, "--label", 0, "--count", 2, "--seed", 4,
+        "--first-index", 3, "--num-steps", 6, "--output-dir", tmp_path,
+    )  # fmt: skip
+    assert [Path(file).relative_to(tmp_path).as_posix() for file in told["files"]] == [
+        "2/00003.png", "2/00004.png", "0/00003.png", "0/00004.png",
+    ]  # fmt: skip
+    assert [generation["label"] for generation in told["generations"]] == [2, 0]
+    made = told["generations"][0]
+    assert (made["seed"], made["num_steps"], made["sampler"]) == (4, 6, "ddpm")
+    assert (made["first_index"], made["count"], made["model"]) == (3, 2, "tiny")
+    assert made["compute_seconds"] > 0
+    assert told["seconds"] > 0
+
+
+def test_models_tells_programs_all_that_the_server_says(
+    server: ServerProcess, client: Client
+) -> None:
+    told = answer(server.target, "models")
+    [model] = client.models().models
+    assert told["models"][0]["label_names"] == list(model.label_names)
+    assert told["models"][0]["default_sampler"] == "ddpm"
+    assert told["max_images_per_request"] == 50
+
+
+def test_health_tells_programs_about_each_server(server: ServerProcess) -> None:
+    each = {"target": server.target, "process": "SERVING", "ready": "SERVING"}
+    assert answer(server.target, "health") == {"ready": True, "servers": [each]}
+    with ScriptedServer().running() as other:
+        other.serving = False
+        ended = run(f"{server.target},{other.target}", "health", "--json")
+    assert ended.exit_code == 1
+    told = json.loads(ended.stdout)
+    assert [each["ready"] for each in told["servers"]] == ["SERVING", "NOT_SERVING"]
+    assert told["ready"] is False
+
+
+def test_dataset_tells_programs_its_card(server: ServerProcess, tmp_path: Path) -> None:
+    flags = ("--count", 6, "--output", tmp_path / "synthetic")
+    told = answer(server.target, "dataset", *flags)
+    card = json.loads((tmp_path / "synthetic" / "dataset.json").read_text())
+    assert (told["card"], told["drawn"]) == (card, 7)
+    again = answer(server.target, "dataset", *flags)
+    assert (again["card"], again["drawn"]) == (card, 0)
+
+
+def test_failures_are_told_to_programs_too(
+    server: ServerProcess, nobody: str, tmp_path: Path
+) -> None:
+    ended = run(server.target, "generate", "--label", 8, "--output", tmp_path / "x", "--json")
+    assert ended.exit_code == 1
+    assert not ended.stdout
+    told = json.loads(ended.stderr)["error"]
+    assert told["code"] == "INVALID_ARGUMENT"
+    assert told["violations"] == [{"field": "label", "description": "8 is not in 0..2"}]
+    assert told["request_id"]
+    assert json.loads(run(nobody, "models", "--json").stderr)["error"]["code"] == "UNAVAILABLE"
+    (tmp_path / "file").touch()
+    ended = run(server.target, "dataset", "--output", tmp_path / "file", "--json")
+    assert "is not a folder" in json.loads(ended.stderr)["error"]["message"]
+
+
+def test_every_command_can_speak_to_programs() -> None:
+    for name, command in main.commands.items():
+        assert "as_json" in {parameter.name for parameter in command.params}, name
+
+
 # How it connects
 
 
@@ -174,7 +264,7 @@ def test_tls_and_a_token_are_flags(tmp_path: Path) -> None:
     token_file = tmp_path / "token"
     token_file.write_text("s3cret\n")
     flags = ("--tls-ca", theirs.ca_file, "--token-file", token_file)
-    with ScriptedServer([accept]).running(credentials=theirs.credentials()) as server:
+    with ScriptedServer(streams=[stream_of()]).running(credentials=theirs.credentials()) as server:
         asked = ("generate", "--label", 0, "--output", tmp_path / "x.png")
         assert run(server.target, *asked, *flags).exit_code == 0
         assert run(server.target, *asked, "--max-attempts", 1).exit_code == 1
@@ -186,11 +276,11 @@ def test_tls_and_a_token_are_flags(tmp_path: Path) -> None:
 def test_attempts_and_the_time_for_them_are_flags(tmp_path: Path) -> None:
     starting = refuse(refusal.unavailable("starting"))
     asked = ("generate", "--label", 0, "--output", tmp_path / "x.png")
-    with ScriptedServer([starting]).running() as server:
+    with ScriptedServer(streams=[starting]).running() as server:
         ended = run(server.target, *asked, "--max-attempts", 2)
         assert ended.stderr == "error: this server is starting; try again later, or another one\n"
         assert len(server.requests) == 2
-    with ScriptedServer([starting, starting, accept]).running() as server:
+    with ScriptedServer(streams=[starting, starting, stream_of()]).running() as server:
         flags = ("--wait-for-ready", "--timeout-seconds", 20, "--max-attempts", 1)
         assert run(server.target, *asked, *flags).exit_code == 0
         assert len(server.requests) == 3

@@ -74,6 +74,17 @@ class Drawing:
     guidance_scale: float | None
 
 
+def json_option(command: _CommandT) -> _CommandT:
+    """Adds the flag --json, `as_json`: what would be said is one JSON object, errors too."""
+    flag = click.option(
+        "--json",
+        "as_json",
+        is_flag=True,
+        help="Print one JSON object; a failure is one on stderr, with exit code 1.",
+    )
+    return flag(command)
+
+
 def drawing_options(command: _CommandT) -> _CommandT:
     """Adds the flags to a command, which gets them as one argument, `drawing`."""
     flags = (

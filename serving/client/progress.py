@@ -1,6 +1,7 @@
 """A bar on stderr for whoever waits: shown on a terminal, silent in a log."""
 
 import sys
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
@@ -9,7 +10,7 @@ import click
 
 @contextmanager
 def progress_bar(label: str, total: int, done: int = 0) -> Iterator[Callable[[int], None]]:
-    """Yields what is told how many more are done.
+    """Yields what is told how many more are done, from any thread.
 
     Args:
         label: what goes on.
@@ -24,4 +25,10 @@ def progress_bar(label: str, total: int, done: int = 0) -> Iterator[Callable[[in
         show_pos=True,
         update_min_steps=max(1, total // 1000),
     ) as bar:
-        yield bar.update
+        lock = threading.Lock()
+
+        def update(more: int) -> None:
+            with lock:
+                bar.update(more)
+
+        yield update

@@ -1,9 +1,10 @@
 """How a command ends that fails: one line on stderr (and one per bad field), exit code 1."""
 
+import json
 import sys
 from collections.abc import Callable
 from functools import wraps
-from typing import ParamSpec
+from typing import Any, ParamSpec
 
 import click
 
@@ -14,29 +15,45 @@ _P = ParamSpec("_P")
 
 
 def one_line_errors(command: Callable[_P, None]) -> Callable[_P, None]:
-    """Decorates a command whose errors are for the person who typed it."""
+    """Decorates a command whose errors are for the person, or with --json the program, who asks."""
 
     @wraps(command)
     def run(*args: _P.args, **kwargs: _P.kwargs) -> None:
         try:
             command(*args, **kwargs)
-        except ClientError as error:
-            if error.violations:
-                lines = [f"error: {error.code}: the server refuses the request"]
-                lines += [f"  {field}: {text}" for field, text in error.violations]
-            else:
-                lines = [f"error: {error}"]
-            _fail("\n".join(lines))
-        except DatasetError as error:
-            _fail(f"error: {error}")
         except BrokenPipeError:
             raise  # whoever read our output has left: click ends quietly
-        except OSError as error:
-            _fail(f"error: cannot write {error.filename}: {error.strerror}")
+        except (ClientError, DatasetError, OSError) as error:
+            fields = _fields(error)
+            text = json.dumps({"error": fields}) if kwargs["as_json"] else _lines(fields)
+            click.echo(text, err=True)
+            sys.exit(1)
 
     return run
 
 
-def _fail(message: str) -> None:
-    click.echo(message, err=True)
-    sys.exit(1)
+def _fields(error: Exception) -> dict[str, Any]:
+    """The same for every error: code and violations are those of a server's refusal."""
+    if isinstance(error, ClientError):
+        return {
+            "code": error.code,
+            "message": str(error),
+            "violations": [
+                {"field": field, "description": text} for field, text in error.violations
+            ],
+            "retry_after_seconds": error.retry_after_seconds,
+            "request_id": error.request_id,
+        }
+    if isinstance(error, OSError):
+        message = f"cannot write {error.filename}: {error.strerror}"
+    else:
+        message = str(error)
+    return {"code": None, "message": message, "violations": []}
+
+
+def _lines(fields: dict[str, Any]) -> str:
+    if not fields["violations"]:
+        return f"error: {fields['message']}"
+    lines = [f"error: {fields['code']}: the server refuses the request"]
+    lines += [f"  {each['field']}: {each['description']}" for each in fields["violations"]]
+    return "\n".join(lines)

@@ -1,7 +1,9 @@
 """The command `python -m serving.client dataset`."""
 
+import json
 import time
 from pathlib import Path
+from typing import Any
 
 import click
 
@@ -12,7 +14,13 @@ from serving.client.dataset.parquet_files import require_pyarrow
 from serving.client.dataset.plan import FORMATS, DatasetPlan
 from serving.client.dataset.unfinished import Unfinished
 from serving.client.errors import ClientError
-from serving.client.options import Connection, Drawing, connection_options, drawing_options
+from serving.client.options import (
+    Connection,
+    Drawing,
+    connection_options,
+    drawing_options,
+    json_option,
+)
 from serving.client.progress import progress_bar
 from serving.client.reporting import one_line_errors
 from serving.client.results import Catalog, Model
@@ -73,6 +81,7 @@ _MOST_IMAGES = 2**31
     type=click.IntRange(1, 256),
     help=f"Requests at a time. [default: {_IN_FLIGHT_PER_SERVER} per server]",
 )
+@json_option
 @drawing_options
 @connection_options(_REQUEST_SECONDS, max_attempts=_PATIENT_ATTEMPTS)
 @one_line_errors
@@ -87,6 +96,7 @@ def dataset(
     labels: str,
     formats: tuple[str, ...],
     in_flight: int | None,
+    as_json: bool,
 ) -> None:
     """Draws a data set of synthetic images, labelled, in files that others can read."""
     test_count = count // 6 if test_count is None else test_count
@@ -122,14 +132,20 @@ def dataset(
             channels=model.channels,
             formats=tuple(name for name in FORMATS if name in formats),
         )
-        if writing.finished(output, plan) is not None:
+        drawn, card = 0, writing.finished(output, plan)
+        if card is None:
+            writing.check_plan(plan)
+            writing.check_room(output, plan)
+            in_flight = in_flight or _IN_FLIGHT_PER_SERVER * len(connection.targets)
+            drawn, card = _draw(client, plan, output, catalog, in_flight)
+        elif not as_json:
             click.echo(f"{output} is complete already")
             return
-        writing.check_plan(plan)
-        writing.check_room(output, plan)
-        in_flight = in_flight or _IN_FLIGHT_PER_SERVER * len(connection.targets)
-        drawn = _draw(client, plan, output, catalog, in_flight)
     seconds = time.monotonic() - start_seconds
+    if as_json:
+        done = {"output": str(output), "drawn": drawn, "seconds": seconds}
+        click.echo(json.dumps({**done, "card": card}, indent=2))
+        return
     click.echo(
         f"{output}: {plan.train_count} training and {plan.test_count} test images in"
         f" {seconds:.1f} s ({drawn} drawn now, {drawn / seconds:.1f} images/s), model {plan.model}"
@@ -149,8 +165,10 @@ def _find(catalog: Catalog, name: str) -> Model:
     return models[name]
 
 
-def _draw(client: Client, plan: DatasetPlan, output: Path, catalog: Catalog, in_flight: int) -> int:
-    """Draws what is missing and writes the files; returns how many images were drawn."""
+def _draw(
+    client: Client, plan: DatasetPlan, output: Path, catalog: Catalog, in_flight: int
+) -> tuple[int, dict[str, Any]]:
+    """Draws what is missing and writes the files; returns how many were drawn, and the card."""
     with Unfinished(output, plan) as unfinished:
         before = int(unfinished.drawn.sum())
         try:
@@ -171,5 +189,5 @@ def _draw(client: Client, plan: DatasetPlan, output: Path, catalog: Catalog, in_
             )
             raise
         with progress_bar("Writing", plan.total * len(plan.formats)) as on_images:
-            writing.write(output, plan, unfinished, on_images=on_images)
-    return plan.total - before
+            card = writing.write(output, plan, unfinished, on_images=on_images)
+    return plan.total - before, card
