@@ -8,9 +8,11 @@ import pytest
 from hypothesis import settings
 
 from tests.fault_figures import figure, patience, pytest_terminal_summary
+from tests.prometheus_process import prometheus_under_load
 from tests.server_process import MNIST, ServerProcess, running_server
 
-__all__ = ["figure", "patience", "pytest_terminal_summary"]  # fixtures and a hook of every test
+# Fixtures and a hook of every test.
+__all__ = ["figure", "patience", "prometheus_under_load", "pytest_terminal_summary"]
 
 # Before anything imports ONNX Runtime: its Linux builds send telemetry unless told not to.
 os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")

@@ -1,11 +1,13 @@
 """Runs a real Prometheus with the configuration of deploy/prometheus, against servers here."""
 
 import contextlib
+import itertools
 import json
 import re
 import shutil
 import subprocess
 import tempfile
+import threading
 import time
 import urllib.parse
 import urllib.request
@@ -17,7 +19,8 @@ from typing import Any
 import pytest
 import yaml
 
-from tests.server_process import REPOSITORY, free_port
+from serving.client import Client, ClientError
+from tests.server_process import REPOSITORY, ServerProcess, free_port
 
 DEPLOYED = REPOSITORY / "deploy" / "prometheus"
 JOB = "simple-diffusion"
@@ -167,3 +170,41 @@ def _started(directory: Path) -> Iterator[PrometheusProcess]:
     finally:
         process.terminate()
         process.wait()
+
+
+@contextlib.contextmanager
+def _load(server: ServerProcess) -> Iterator[None]:
+    """Requests of every kind, until the end."""
+    over = threading.Event()
+
+    def run() -> None:
+        with Client(server.target, retry=None) as client:
+            for number in itertools.count():
+                if over.is_set():
+                    return
+                client.generate(number % 10, 1 + number % 7, num_steps=5)
+                with contextlib.suppress(ClientError):
+                    client.generate(10)
+                events = client.stream(number % 10, 4, num_steps=20, preview_every=1)
+                next(events)
+                if number % 2:
+                    events.close()
+                else:
+                    list(events)
+
+    thread = threading.Thread(target=run)
+    thread.start()
+    try:
+        yield
+    finally:
+        over.set()
+        thread.join()
+
+
+@pytest.fixture(scope="module")  # the load must be over before others count what they send
+def prometheus_under_load(mnist_server: ServerProcess) -> Iterator[PrometheusProcess]:
+    """A Prometheus that has scraped a server under load for a while, and goes on."""
+    with running_prometheus([mnist_server.http_port]) as prometheus, _load(mnist_server):
+        scraped = 'count_over_time(up{job="simple-diffusion"}[30s]) > 12'
+        prometheus.until(lambda: prometheus.query(scraped), "a dozen scrapes")
+        yield prometheus

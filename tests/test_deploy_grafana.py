@@ -1,18 +1,14 @@
 """deploy/grafana: the dashboard reads what is published, and no panel is empty under load."""
 
-import contextlib
 import itertools
 import json
 import math
-import threading
-from collections.abc import Iterator
 from typing import Any
 
 import pytest
 import yaml
 
-from serving.client import Client, ClientError
-from tests.prometheus_process import PrometheusProcess, running_prometheus
+from tests.prometheus_process import PrometheusProcess
 from tests.server_process import REPOSITORY, ServerProcess
 from tests.test_deploy_prometheus import names_in, unknown_names
 from tools import dashboard
@@ -79,56 +75,20 @@ def test_the_provisioned_datasource_and_folder_are_those_of_the_deployment() -> 
     assert provider["options"]["path"] == "/var/lib/grafana/dashboards"
 
 
-@contextlib.contextmanager
-def load(server: ServerProcess) -> Iterator[None]:
-    """Requests of every kind, until the end."""
-    over = threading.Event()
-
-    def run() -> None:
-        with Client(server.target, retry=None) as client:
-            for number in itertools.count():
-                if over.is_set():
-                    return
-                client.generate(number % 10, 1 + number % 7, num_steps=5)
-                with contextlib.suppress(ClientError):
-                    client.generate(10)
-                events = client.stream(number % 10, 4, num_steps=20, preview_every=1)
-                next(events)
-                if number % 2:
-                    events.close()
-                else:
-                    list(events)
-
-    thread = threading.Thread(target=run)
-    thread.start()
-    try:
-        yield
-    finally:
-        over.set()
-        thread.join()
-
-
-@pytest.fixture(scope="module")
-def prometheus(mnist_server: ServerProcess) -> Iterator[PrometheusProcess]:
-    """A Prometheus that has scraped a server under load for a while, and goes on."""
-    with running_prometheus([mnist_server.http_port]) as prometheus, load(mnist_server):
-        scraped = 'count_over_time(up{job="simple-diffusion"}[30s]) > 12'
-        prometheus.until(lambda: prometheus.query(scraped), "a dozen scrapes")
-        yield prometheus
-
-
 @pytest.mark.parametrize("name", QUERIES)
-def test_no_panel_is_empty_under_load(name: str, prometheus: PrometheusProcess) -> None:
+def test_no_panel_is_empty_under_load(name: str, prometheus_under_load: PrometheusProcess) -> None:
     query = asked(QUERIES[name])
 
     def values() -> list[float]:
-        return [value for _, value in prometheus.query(query) if not math.isnan(value)]
+        return [value for _, value in prometheus_under_load.query(query) if not math.isnan(value)]
 
-    prometheus.until(values, f"a value of {query}", 15)
+    prometheus_under_load.until(values, f"a value of {query}", 15)
 
 
 def test_what_can_be_chosen_is_what_there_is(
-    prometheus: PrometheusProcess, mnist_server: ServerProcess
+    prometheus_under_load: PrometheusProcess, mnist_server: ServerProcess
 ) -> None:
-    assert prometheus.ask("label/instance/values") == [f"127.0.0.1:{mnist_server.http_port}"]
-    assert prometheus.ask("label/model/values") == ["mnist"]
+    assert prometheus_under_load.ask("label/instance/values") == [
+        f"127.0.0.1:{mnist_server.http_port}"
+    ]
+    assert prometheus_under_load.ask("label/model/values") == ["mnist"]
