@@ -17,6 +17,7 @@ from click.testing import CliRunner
 from serving import __main__ as command
 from serving import server, tracing
 from serving.configuration import ServerConfig
+from serving.flags import flags_of
 from serving.grpc_methods import SERVICE_NAME
 from serving.health import PROCESS
 from serving.metrics import Metrics
@@ -244,6 +245,19 @@ def test_what_was_accepted_is_finished_before_the_pod_is_killed(
     exit_seconds = server._ENGINE_STOP_SECONDS + tracing._EXPORT_SECONDS
     needed_seconds = config.drain_grace_seconds + config.drain_timeout_seconds + exit_seconds
     assert needed_seconds < pod(built)["terminationGracePeriodSeconds"]
+
+
+def test_the_page_gives_the_times_as_they_are(
+    repository: Path, built: dict[str, Resource], config: ServerConfig
+) -> None:
+    page = (repository / "docs" / "replicas.md").read_text("utf-8")
+    given = dict(re.findall(r"^\| `([\w-]+)` \| (\d+) \|", page, re.MULTILINE))
+    times = {flag.name: getattr(config, flag.field_name) for flag in flags_of(ServerConfig)}
+    times["terminationGracePeriodSeconds"] = pod(built)["terminationGracePeriodSeconds"]
+    assert {name: times[name] for name in given} == {
+        name: float(seconds) for name, seconds in given.items()
+    }
+    assert len(given) == 5
 
 
 def test_the_default_times_add_up_as_well() -> None:

@@ -218,6 +218,12 @@ async def test_replicas_give_together_what_each_gives_alone(figure: Record) -> N
             await saturate(replica.server.target, [replica], CALLERS // REPLICAS, 8)
             for replica in replicas
         ]
+        directly = await asyncio.gather(
+            *(
+                saturate(replica.server.target, [replica], CALLERS // REPLICAS, 8)
+                for replica in replicas
+            )
+        )
         together = await saturate(envoy.target, replicas, CALLERS, 15)
     total = sum(each.images_per_second for each in alone)
     needed = sum(each.cpus for each in alone)
@@ -227,11 +233,14 @@ async def test_replicas_give_together_what_each_gives_alone(figure: Record) -> N
     figure("images per second of each replica alone, sum", total, "-")
     figure("CPUs in use by them, sum", needed, "-")
     figure("images per second that this machine has room for", expected, "-")
+    # What the machine itself loses with every CPU at work: this is not Envoy's doing.
+    figure(
+        "images per second of all, each asked directly",
+        sum(each.images_per_second for each in directly),
+        "-",
+    )
     figure("images per second through Envoy", together.images_per_second, "-")
     figure("CPUs in use by the replicas meanwhile", together.cpus, "-")
-    figure(
-        "through Envoy, share of what there is room for",
-        together.images_per_second / expected,
-        ">= 0.85",
-    )
-    assert together.images_per_second >= 0.85 * expected
+    share = together.images_per_second / expected
+    figure("through Envoy, share of what there is room for", share, ">= 0.85")
+    assert share >= 0.85
