@@ -1,9 +1,6 @@
 """deploy/kubernetes: what kustomize makes of it is valid, hangs together, and adds up."""
 
-import functools
 import re
-import subprocess
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -11,46 +8,19 @@ from typing import Any
 import jsonschema
 import kubernetes_validate
 import pytest
-import yaml
 from click.testing import CliRunner
 
-from serving import __main__ as command
 from serving import server, tracing
 from serving.configuration import ServerConfig
-from serving.flags import flags_of
+from serving.flags import ConfiguredCommand, flags_of
 from serving.grpc_methods import SERVICE_NAME
 from serving.health import PROCESS
 from serving.metrics import Metrics
-
-Resource = dict[str, Any]
-
-DIRECTORY = Path(__file__).resolve().parent.parent / "deploy" / "kubernetes"
-BUILDS = ("base", "overlays/gpu", "overlays/scaled", "overlays/gpu-scaled")
-OLDEST, NEWEST = "1.31", "1.37"  # of Kubernetes; before, a PodDisruptionBudget knew less
+from tests.kubernetes_build import BUILDS, Resource, build, container, pod, validate
 
 # From the moment in which a replica says that it is not ready: kubelet's status, EndpointSlices,
 # DNS (CoreDNS keeps an answer for 5 s).
 ENDPOINTS_SECONDS = 6.0
-
-
-@functools.cache
-def rendered(name: str) -> str:
-    """What `kubectl apply -k` would apply."""
-    kubectl = Path(sys.executable).parent / "kubectl"
-    done = subprocess.run(
-        [kubectl, "kustomize", DIRECTORY / name], capture_output=True, text=True, check=False
-    )
-    assert done.returncode == 0, done.stderr
-    assert not done.stderr, "deprecated, probably"
-    return done.stdout
-
-
-def build(name: str) -> dict[str, Resource]:
-    """The same, by kind."""
-    resources = list(yaml.safe_load_all(rendered(name)))
-    by_kind = {resource["kind"]: resource for resource in resources}
-    assert len(by_kind) == len(resources)
-    return by_kind
 
 
 @pytest.fixture(params=BUILDS)
@@ -58,74 +28,23 @@ def built(request: pytest.FixtureRequest) -> dict[str, Resource]:
     return build(request.param)
 
 
-def pod(built: dict[str, Resource]) -> Resource:
-    spec: Resource = built["Deployment"]["spec"]["template"]["spec"]
-    return spec
-
-
-def container(built: dict[str, Resource]) -> Resource:
-    [only] = pod(built)["containers"]
-    return dict(only)
-
-
 @pytest.fixture
-def config(built: dict[str, Resource], monkeypatch: pytest.MonkeyPatch) -> ServerConfig:
+def config(built: dict[str, Resource]) -> ServerConfig:
     """What the server in the pod makes of its variables."""
     configs: list[ServerConfig] = []
 
-    async def serve(config: ServerConfig) -> int:
+    def serve(config: ServerConfig) -> None:
         configs.append(config)
-        return 0
 
-    monkeypatch.setattr(command, "serve", serve)
+    command = ConfiguredCommand("serving", configuration=ServerConfig, callback=serve)
     variables = {each["name"]: each["value"] for each in container(built)["env"]}
-    ended = CliRunner().invoke(command.main, [], env=variables)
+    ended = CliRunner().invoke(command, [], env=variables)
     assert ended.exit_code == 0, ended.output
-    [config] = configs
-    return config
+    [made] = configs
+    return made
 
 
 # Is it valid?
-
-
-@functools.cache
-def schema_of(kind: str) -> Resource:
-    """The schema of a kind that an operator brings along, closed for fields that it does not
-    have: the cluster would drop them in silence.
-    """
-    for path in (Path(__file__).parent / "data" / "kubernetes").glob("*.yaml"):
-        definition = yaml.safe_load(path.read_text("utf-8"))
-        if definition["spec"]["names"]["kind"] == kind:
-            [version] = definition["spec"]["versions"]
-            schema: Resource = version["schema"]["openAPIV3Schema"]
-            schema["properties"]["metadata"]["x-kubernetes-preserve-unknown-fields"] = True
-            close(schema)
-            return schema
-    raise AssertionError(f"no schema of {kind}")
-
-
-def close(schema: object) -> None:
-    if isinstance(schema, list):
-        for each in schema:
-            close(each)
-    elif isinstance(schema, dict):
-        if (
-            isinstance(schema.get("properties"), dict)
-            and schema.get("type") == "object"
-            and not schema.get("x-kubernetes-preserve-unknown-fields")
-        ):
-            schema.setdefault("additionalProperties", False)
-        for each in schema.values():
-            close(each)
-
-
-def validate(resource: Resource) -> None:
-    """Raises if the cluster would not take it, or not all of it."""
-    if "." in resource["apiVersion"].partition("/")[0].removesuffix(".k8s.io"):
-        jsonschema.validate(resource, schema_of(resource["kind"]))
-    else:
-        for version in (OLDEST, NEWEST):
-            kubernetes_validate.validate(resource, version, strict=True)
 
 
 def test_every_resource_fits_its_schema(built: dict[str, Resource]) -> None:

@@ -7,8 +7,8 @@ from typing import Any
 
 import pytest
 
+from tests.kubernetes_build import build
 from tests.prometheus_process import promtool
-from tests.test_deploy_kubernetes import build
 
 LANES = 32
 
