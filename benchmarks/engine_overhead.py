@@ -22,7 +22,7 @@ from benchmarks.results import Spread
 from diffusion.samplers import SAMPLERS
 from serving.bundle import load_bundle
 from serving.denoiser import EngineModel, Network
-from serving.engine import Engine
+from serving.engine import Engine, StepStats
 from serving.lane_count import measure_lane_count
 from serving.network import embedding_table, make_network, resolve_provider
 from serving.request import GenerateSpec, NullSink
@@ -73,7 +73,7 @@ class Saturated:
         for _ in range(num_steps // 2):
             self._engine.step()
 
-    def step(self) -> None:
+    def step(self) -> StepStats:
         """One engine step with every lane in use."""
         while self._images_waiting < 2 * self._lanes:
             self._engine.submit(self._spec, NullSink())
@@ -82,6 +82,7 @@ class Saturated:
         assert stats is not None
         assert stats.rows_useful == self._lanes
         self._images_waiting -= stats.images_started
+        return stats
 
 
 def measure(
@@ -121,7 +122,7 @@ def measure(
     return Overhead(lanes, statistics.median(calls), statistics.median(steps), ratios)
 
 
-def _per_second(work: Callable[[], None], seconds: float) -> float:
+def _per_second(work: Callable[[], object], seconds: float) -> float:
     begin = now = time.perf_counter()
     times = 0
     while now - begin < seconds:
