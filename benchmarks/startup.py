@@ -63,10 +63,15 @@ async def start_once(peer: Peer) -> dict[str, float]:
 
 
 def measure(peers: list[Peer], rounds: int) -> dict[str, Any]:
-    """Starts every peer `rounds` times, in turns."""
+    """Starts every peer in turns, once to have its modules compiled and `rounds` times that count.
+
+    Args:
+        peers: which.
+        rounds: at least 1.
+    """
     starts: dict[str, list[dict[str, float]]] = {peer.name: [] for peer in peers}
     unavailable: dict[str, str] = {}
-    for _ in range(rounds):
+    for _ in range(1 + rounds):
         for peer in peers:
             if peer.name in unavailable:
                 continue
@@ -80,13 +85,13 @@ def measure(peers: list[Peer], rounds: int) -> dict[str, Any]:
         "peers": {
             peer.name: {
                 **{
-                    name: Spread.of(each[name] for each in starts[peer.name])
+                    name: Spread.of(each[name] for each in starts[peer.name][1:])
                     for name in starts[peer.name][0]
                 },
                 "installed_bytes": installed_bytes(peer),
             }
             for peer in peers
-            if starts[peer.name]
+            if starts[peer.name][1:]
         },
         "model_bytes": sum(file.stat().st_size for file in (REPOSITORY / "models/mnist").iterdir()),
         "wheel_bytes": wheel_bytes(),

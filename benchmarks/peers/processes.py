@@ -227,7 +227,12 @@ async def _stop(process: asyncio.subprocess.Process) -> None:
 
 
 def _variables() -> dict[str, str]:
-    kept = {k: v for k, v in os.environ.items() if not k.startswith("SIMPLE_DIFFUSION_")}
+    """Ours, without settings for servers, and with compiled modules kept as they usually are."""
+    kept = {
+        name: value
+        for name, value in os.environ.items()
+        if not name.startswith("SIMPLE_DIFFUSION_") and name != "PYTHONDONTWRITEBYTECODE"
+    }
     paths = os.pathsep.join([str(REPOSITORY), str(REPOSITORY / "protos")])
     return {**kept, "PYTHONPATH": paths, "ORT_DISABLE_TELEMETRY": "1"}
 
