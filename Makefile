@@ -79,7 +79,7 @@ load: $(FULL_STAMP) ## Send load to a server and say how long it took (ARGS="--t
 # it only shows that it works, and writes to build/benchmarks.
 BENCHMARKS := engine limit startup training peers
 
-bench: $(addprefix bench-,$(BENCHMARKS)) bench-report ## Measure speed against peers and the limit: 20 minutes (or bench-peers ...)
+bench: $(addprefix bench-,$(BENCHMARKS)) bench-report ## Measure speed against peers and the limit: 25 minutes (or bench-peers ...)
 
 bench-engine: $(FULL_STAMP)
 	$(FULL_PYTHON) -m benchmarks.engine_overhead $(ARGS)
@@ -201,7 +201,7 @@ $(SERVING_STAMP) $(FULL_STAMP): %/.stamp: %/.packages pyproject.toml
 	$(install_project)
 
 # The peers that run beside PyTorch: the full environment's packages, and theirs on top.
-$(PEERS_ENV)/.stamp: benchmarks/peers/requirements/python.txt $(FULL_STAMP)
+$(PEERS_ENV)/.stamp: benchmarks/peers/requirements/python.txt | $(FULL_STAMP)
 	@echo 'Making $(PEERS_ENV) from $< (once; about 150 MB)'
 	@$(FULL_PYTHON) -m venv $(PEERS_ENV)
 	@$(FULL_PYTHON) -c 'import sysconfig; print(sysconfig.get_path("purelib"))' \

@@ -165,7 +165,7 @@ def bf16_candidates() -> dict[str, tuple[int, Callable[[], object]]]:
 
 
 @click.command(context_settings={"show_default": True})
-@click.option("--rounds", type=click.IntRange(1), default=5)
+@click.option("--rounds", type=click.IntRange(1), default=4)
 @click.option("--steps", type=click.IntRange(1), default=6, help="Train steps of a turn.")
 @click.option("--compile/--no-compile", "compiled", default=True)
 @click.option("--quick", is_flag=True, help="The tiny network, a step each.")

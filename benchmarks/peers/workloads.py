@@ -44,18 +44,18 @@ class Sizes:
     """
 
     rounds: int = 3
-    turn_seconds: float = 8.0
+    turn_seconds: float = 6.0
     outstanding: int = 192
     loop_batch: int = 64
     unloaded_requests: int = 25
     mixed: arrivals.Mixture = MIXTURE
     mixed_requests: int = 30
-    drain_seconds: float = 60.0
+    drain_seconds: float = 45.0
     bursts: int = 8
     burst_size: int = 64
 
 
-QUICK = Sizes(1, 1.0, 8, 4, 2, (SMALL, Kind(0.1, 4, 10)), 10, 5.0, 1, 8)
+QUICK = Sizes(1, 1.0, 8, 16, 2, (SMALL, Kind(0.1, 4, 10)), 10, 5.0, 1, 8)
 
 
 def compare(images: Pixels, ours: Pixels) -> dict[str, float]:
