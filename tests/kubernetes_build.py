@@ -74,6 +74,8 @@ def close(schema: object) -> None:
             and not schema.get("x-kubernetes-preserve-unknown-fields")
         ):
             schema.setdefault("additionalProperties", False)
+        if isinstance(pattern := schema.get("pattern"), str):
+            schema["pattern"] = pattern.replace("^(?i)", "(?i)^")  # Go's order, and Python's
         for each in schema.values():
             close(each)
 

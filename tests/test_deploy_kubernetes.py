@@ -8,6 +8,7 @@ from typing import Any
 import jsonschema
 import kubernetes_validate
 import pytest
+import yaml
 from click.testing import CliRunner
 
 from serving import server, tracing
@@ -17,6 +18,7 @@ from serving.grpc_methods import SERVICE_NAME
 from serving.health import PROCESS
 from serving.metrics import Metrics
 from tests.kubernetes_build import BUILDS, Resource, build, container, pod, validate
+from tools.prometheus_rule import RULES, WRITTEN, prometheus_rule
 
 # From the moment in which a replica says that it is not ready: kubelet's status, EndpointSlices,
 # DNS (CoreDNS keeps an answer for 5 s).
@@ -58,6 +60,7 @@ def test_every_resource_fits_its_schema(built: dict[str, Resource]) -> None:
         ("Deployment", ("spec", "template", "spec"), {"terminationGracePeriod": 5}),
         ("Deployment", ("spec",), {"replicas": "two"}),
         ("PodDisruptionBudget", ("spec",), {"maxUnavailables": 1}),
+        ("PrometheusRule", ("spec", "groups", 0, "rules", 0), {"expression": "up"}),
         ("ServiceMonitor", ("spec",), {"endpoint": []}),
         ("ServiceMonitor", ("spec", "endpoints", 0), {"scrapeTimeout": "ten"}),
         ("ScaledObject", ("spec",), {"maxReplicas": 5}),
@@ -120,6 +123,16 @@ def test_probes_ask_for_what_the_server_answers(
     for probe in probes.values():
         assert probe["grpc"] == {"port": config.port, "service": SERVICE_NAME}
     assert container(built)["livenessProbe"]["grpc"] == {"port": config.port, "service": PROCESS}
+
+
+def test_the_rules_are_those_of_prometheus() -> None:
+    assert WRITTEN.read_text("utf-8") == prometheus_rule(), "python tools/prometheus_rule.py"
+    groups = build("overlays/scaled")["PrometheusRule"]["spec"]["groups"]
+    read = [yaml.safe_load(path.read_text("utf-8")) for path in sorted(RULES.glob("*.yml"))]
+    assert groups == [group for each in read for group in each["groups"]]
+    # The operator calls the job as the Service is called.
+    jobs = set(re.findall(r'job="([^"]*)"', str(groups)))
+    assert jobs == {build("overlays/scaled")["Service"]["metadata"]["name"]}
 
 
 def test_prometheus_finds_the_service() -> None:
