@@ -38,12 +38,18 @@ RUN python -m venv --without-pip /opt/venv \
     && pip --python /opt/venv install --require-hashes -r serving.txt \
     && pip --python /opt/venv uninstall --yes setuptools
 
+# Anybody may read what comes from a checkout, whatever the umask was that made it.
+FROM builder AS model
+COPY models/mnist /app/models/mnist
+RUN chmod -R a+rX /app
+
 # Compiled here, because the root of a running container is read-only.
 FROM builder AS serving-code
 COPY protos/simple_diffusion /app/protos/simple_diffusion
 COPY diffusion /app/diffusion
 COPY serving /app/serving
-RUN python -m compileall -q --invalidation-mode unchecked-hash /app
+RUN python -m compileall -q --invalidation-mode unchecked-hash /app \
+    && chmod -R a+rX /app
 
 # Inside a container, listening on every interface is what is wanted.
 FROM runtime AS server
@@ -56,8 +62,8 @@ ENTRYPOINT ["python", "-m", "serving"]
 FROM server AS serving
 ENV SIMPLE_DIFFUSION_PROVIDER=cpu
 COPY --from=serving-packages /opt/venv /opt/venv
+COPY --from=model /app /app
 COPY --from=serving-code /app /app
-COPY models/mnist /app/models/mnist
 
 # --- serving-gpu ------------------------------------------------------------------------------
 
@@ -73,8 +79,8 @@ ENV SIMPLE_DIFFUSION_PROVIDER=cuda \
     NVIDIA_VISIBLE_DEVICES=all \
     NVIDIA_DRIVER_CAPABILITIES=compute,utility
 COPY --from=serving-gpu-packages /opt/venv /opt/venv
+COPY --from=model /app /app
 COPY --from=serving-code /app /app
-COPY models/mnist /app/models/mnist
 
 # --- training ---------------------------------------------------------------------------------
 
@@ -89,8 +95,9 @@ COPY evaluation /app/evaluation
 COPY export /app/export
 COPY training /app/training
 COPY tools /app/tools
-# What a run writes; anybody may, because a mounted folder belongs to whoever runs the container.
+# What a run writes: as whom is said when it is started.
 RUN python -m compileall -q --invalidation-mode unchecked-hash /app \
+    && chmod -R a+rX /app \
     && install -d -m 1777 /app/data /app/models /app/runs
 
 FROM runtime AS training

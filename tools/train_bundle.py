@@ -3,6 +3,8 @@
 Takes the flags of `python -m training.train`. The run in runs/NAME becomes the bundle models/NAME.
 """
 
+import logging
+import signal
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -25,10 +27,13 @@ def main(arguments: Sequence[str]) -> int:
         return 1
     code = train.main(arguments)
     if code == 0 and not only_looks:
+        logging.getLogger().setLevel(logging.WARNING)  # the exporter below ours talks a lot
         made = ["--checkpoint", str(config.output), "--output", str(bundle), *SETTINGS]
         export.main(made, prog_name="export", standalone_mode=False)
     return code
 
 
 if __name__ == "__main__":
+    # The first process of a container is not ended by a signal that it does not handle.
+    signal.signal(signal.SIGTERM, lambda number, _: sys.exit(128 + number))
     sys.exit(main(sys.argv[1:]))
