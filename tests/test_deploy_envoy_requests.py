@@ -13,7 +13,13 @@ import pytest
 from google.rpc import error_details_pb2
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
-from serving.client import AsyncClient, GeneratedImage, Preview, ResourceExhaustedError
+from serving.client import (
+    AsyncClient,
+    GeneratedImage,
+    Preview,
+    ResourceExhaustedError,
+    UnavailableError,
+)
 from serving.grpc_methods import SERVICE_NAME
 from serving.health import Phase
 from serving.tokens import Tokens
@@ -195,9 +201,9 @@ async def test_a_replica_that_is_not_ready_gets_nothing_and_one_that_becomes_rea
         assert front.edges[0].finished("Generate", "OK") == 0
         front.edges[1].readiness.set(Phase.LAME_DUCK)
         await front.until_healthy(0)
-        with pytest.raises(grpc.aio.AioRpcError) as caught:
-            await front.stub.Generate(pb.GenerateRequest(label=2, count=1), timeout=20)
-        assert caught.value.code() is grpc.StatusCode.UNAVAILABLE
+        async with AsyncClient(front.envoy.target, retry=None) as client:
+            with pytest.raises(UnavailableError, match="no server behind 127.0.0.1:.* is ready"):
+                await client.generate(2)
         front.edges[0].readiness.set(Phase.SERVING)
         await front.until_healthy(1)
         await front.stub.Generate(pb.GenerateRequest(label=2, count=1), timeout=20)

@@ -172,7 +172,9 @@ def from_rpc_error(error: grpc.RpcError, target: str) -> ClientError:
 
 
 def _no_answer(reason: str, target: str) -> str:
-    """What UNAVAILABLE means if it is gRPC that says so, and not a server."""
+    """What UNAVAILABLE means if it is gRPC or a proxy that says so, and not a server."""
+    if "upstream" in reason:  # Envoy's word for the servers behind it
+        return f"no server behind {target} is ready"
     if "handshake" in reason:
         return (
             f"no TLS connection to {target}: one side does not trust the other's certificate,"
