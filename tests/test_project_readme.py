@@ -17,6 +17,7 @@ PAGES = (
     "docs/capacity.md",
     "docs/deployment.md",
     "docs/how-it-works.md",
+    "docs/http.md",
     "docs/operations.md",
     "docs/promises.md",
     "docs/quality.md",

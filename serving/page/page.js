@@ -11,6 +11,8 @@ import { Sheet } from "./sheet.js";
 const FRAME_MS = 80; // the film is quicker on many a server than an eye
 const LAST_FRAME_MS = 1500;
 const MAX_FRAMES = 24; // of one image
+const SHEET_HEIGHT = 496; // in CSS pixels, if each pixel of an image can have two
+const LARGEST_PIXEL = 8;
 
 const $ = (id) => document.getElementById(id);
 const calm = matchMedia("(prefers-reduced-motion: reduce)");
@@ -168,16 +170,18 @@ function showCommands() {
   $("commands").hidden = false;
 }
 
-/** Makes the canvas as large as there is room, each pixel as wide as the others. */
+/** Makes the canvas as large as there is room: with whole pixels, unless they would be tiny. */
 function fit() {
-  const { canvas, model, columns } = sheet;
-  const frame = $("frame");
-  const style = getComputedStyle(frame);
-  const room = frame.clientWidth - Number.parseFloat(style.paddingLeft) - Number.parseFloat(style.paddingRight);
+  const { canvas } = sheet;
+  const style = getComputedStyle($("frame"));
+  const padding = Number.parseFloat(style.paddingLeft) + Number.parseFloat(style.paddingRight);
+  const room = $("frame").clientWidth - padding;
   const ratio = devicePixelRatio || 1;
-  const largest = columns === 1 ? 224 / model.width : 448 / (columns * model.width);
-  const wanted = Math.min(room / canvas.width, Math.max(2, largest));
-  const scale = Math.max(1, Math.floor(wanted * ratio)) / ratio;
+  const high = Math.max(2, SHEET_HEIGHT / canvas.height);
+  const wanted = Math.min(room / canvas.width, high, LARGEST_PIXEL);
+  const whole = wanted * ratio >= 3;
+  const scale = whole ? Math.floor(wanted * ratio) / ratio : wanted;
+  canvas.classList.toggle("smooth", !whole);
   canvas.style.width = `${canvas.width * scale}px`;
   canvas.style.height = `${canvas.height * scale}px`;
 }
@@ -189,6 +193,7 @@ function say(text) {
 /** Says what did not work, at its field or above the images. */
 function show(error, again) {
   say("");
+  $("frame").classList.add("idle");
   if (!(error instanceof ApiError)) throw error;
   if (error.status === 401) {
     $("token-field").hidden = false;
