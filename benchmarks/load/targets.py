@@ -158,9 +158,12 @@ class ProcessTarget:
     async def _ask(self, line: str) -> bytes:
         assert self._process.stdin is not None
         assert self._process.stdout is not None
-        self._process.stdin.write(line.encode() + b"\n")
-        await self._process.stdin.drain()
-        answer = await self._process.stdout.readline()
+        try:
+            self._process.stdin.write(line.encode() + b"\n")
+            await self._process.stdin.drain()
+            answer = await self._process.stdout.readline()
+        except ConnectionError:
+            answer = b""
         if not answer:
             raise Failed("the process has ended")
         return answer

@@ -93,7 +93,8 @@ class Comparison:
     def _leave_out(self, peer: Peer, reason: Exception) -> None:
         click.echo(f"  {peer.name} is left out: {reason}", err=True)
         self.data["unavailable"][peer.name] = str(reason)
-        self.data["peers"].pop(peer.name, None)
+        if "rows_per_second" not in self.data["peers"].get(peer.name, {}):
+            self.data["peers"].pop(peer.name, None)  # too little for the tables
 
     def _of(self, running: Running) -> dict[str, Any]:
         entry: dict[str, Any] = self.data["peers"].setdefault(
