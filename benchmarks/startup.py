@@ -7,6 +7,7 @@ Beside the peers, started in turns, each in its own environment.
 
 import asyncio
 import dataclasses
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -26,6 +27,9 @@ from benchmarks.peers.processes import (
     started,
 )
 from benchmarks.results import Spread
+
+IMAGE = "simple-diffusion:serving"
+"""As docker-compose.yml calls it."""
 
 _UNTUNED = ("--max-rows", "64")  # trying out batch sizes is no part of a start
 
@@ -95,6 +99,7 @@ def measure(peers: list[Peer], rounds: int) -> dict[str, Any]:
         },
         "model_bytes": sum(file.stat().st_size for file in (REPOSITORY / "models/mnist").iterdir()),
         "wheel_bytes": wheel_bytes(),
+        "image_bytes": image_bytes(),
     }
 
 
@@ -113,6 +118,16 @@ def wheel_bytes() -> int | None:
         done = subprocess.run(command, capture_output=True, cwd=REPOSITORY, check=False)
         wheels = list(Path(directory).glob("*.whl"))
         return wheels[0].stat().st_size if done.returncode == 0 and wheels else None
+
+
+def image_bytes() -> int | None:
+    """Size of the server's container image; None where there is no Docker, or it was not built."""
+    docker = shutil.which("docker")
+    if docker is None:
+        return None
+    command = [docker, "image", "inspect", "--format", "{{.Size}}", IMAGE]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    return int(done.stdout) if done.returncode == 0 else None
 
 
 @click.command(context_settings={"show_default": True})

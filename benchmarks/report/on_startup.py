@@ -29,9 +29,15 @@ def section(data: dict[str, Any]) -> str:
             Goal("Start to SERVING under 2 s", f"{number(ready)} s", ready < 2.0),
             Goal("Resident memory under 300 MB", f"{number(memory / 1e6)} MB", memory < 300e6),
         ]
-    wheel = data["wheel_bytes"]
-    sizes = f"The embedded model is {number(data['model_bytes'] / 1e6)} MB"
-    sizes += "." if wheel is None else f", this project's wheel {number(wheel / 1e6)} MB."
+    sizes = ", ".join(
+        f"{what} {number(data[name] / 1e6)} MB"
+        for name, what in (
+            ("model_bytes", "The embedded model:"),
+            ("wheel_bytes", "this project's wheel:"),
+            ("image_bytes", "the server's container image (`docker compose build`):"),
+        )
+        if data[name] is not None
+    )
     missing = [f"- {name} did not run: {why}." for name, why in data["unavailable"].items()]
     return paragraphs(
         "From the start of the process until it is ready (ours: SERVING, after self-test and"
@@ -40,6 +46,6 @@ def section(data: dict[str, Any]) -> str:
         " the CPU alone are smaller.",
         table(("peer", "start to ready", "resident memory", "processes", "installed"), rows),
         *missing,
-        sizes,
+        f"{sizes}.",
         goals(items) if items else "",
     )
