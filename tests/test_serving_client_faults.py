@@ -5,8 +5,10 @@ Each test runs for both clients.
 
 import asyncio
 import contextlib
+import gc
 import threading
 import time
+import weakref
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -173,6 +175,37 @@ def test_an_error_names_the_request_as_the_servers_log_does(make_client: MakeCli
     ):
         client.generate(0)
     assert caught.value.request_id == "abc123"
+
+
+@pytest.fixture
+def no_collector() -> Iterator[None]:
+    gc.disable()
+    yield
+    gc.enable()
+
+
+@pytest.mark.usefixtures("no_collector")
+async def test_an_error_that_is_let_go_of_keeps_nothing_alive() -> None:
+    """A cycle would keep the call, and the connection of a closed client, for the collector."""
+    busy = refuse(refusal.queue_full(9, 9, 3600.0))
+    errors: list[weakref.ref[ClientError]] = []
+    with scripted(busy, busy, streams=(busy, busy)) as server:
+        with Client(server.target) as client:
+            for call in (client.generate, lambda label: list(client.stream(label))):
+                try:
+                    call(0)
+                except ClientError as error:
+                    errors.append(weakref.ref(error))
+        async with AsyncClient(server.target) as async_client:
+            try:
+                await async_client.generate(0)
+            except ClientError as error:
+                errors.append(weakref.ref(error))
+            try:
+                await anext(async_client.stream(0))
+            except ClientError as error:
+                errors.append(weakref.ref(error))
+    assert [error() for error in errors] == [None] * 4
 
 
 def test_another_kind_of_server_is_recognised(make_client: MakeClient) -> None:

@@ -156,14 +156,19 @@ class Attempts:
             ClientError: `error`, if there is to be no next attempt.
         """
         self._failures += 1
-        unavailable = error.code == "UNAVAILABLE"
-        if unavailable:
-            self._rotation.avoid(self.target)
-        if not self._may_retry(error):
-            raise error
-        wait_seconds = self._wait_seconds(error, unavailable)
-        if self._clock() + wait_seconds >= self._end_seconds:
-            raise error
+        try:
+            unavailable = error.code == "UNAVAILABLE"
+            if unavailable:
+                self._rotation.avoid(self.target)
+            if not self._may_retry(error):
+                raise error
+            wait_seconds = self._wait_seconds(error, unavailable)
+            if self._clock() + wait_seconds >= self._end_seconds:
+                raise error
+        finally:
+            # Else the error holds this frame, and this frame the error: the call, and with it the
+            # connection of a client that was closed, would live until the garbage is collected.
+            del error
         self.target = self._rotation.take()
         return wait_seconds
 
