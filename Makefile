@@ -12,6 +12,7 @@ SERVING_ENV ?= .venv-serving
 FULL_ENV ?= .venv
 PEERS_ENV ?= .venv-peers
 TRITON_ENV ?= .venv-triton
+GPU_ENV ?= .venv-gpu
 # Triton's Python worker links to the shared libpython of the system: it takes the system's Python.
 SYSTEM_PYTHON ?= /usr/bin/python3
 
@@ -34,7 +35,7 @@ export ORT_DISABLE_TELEMETRY := 1
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
 .PHONY: help demo serve train export evaluate ablate load bench test fault-test compose-test check format stubs dashboard constraints docs-pictures clean
-.PHONY: bench-peers-env bench-peers bench-engine bench-limit bench-startup bench-training bench-report
+.PHONY: bench-peers-env bench-peers bench-engine bench-limit bench-startup bench-training bench-gpu bench-report
 
 help: ## List the targets
 	@awk '/^# --- / { gsub(/^# --- | -*$$/, ""); section = $$0 } \
@@ -96,6 +97,10 @@ bench-training: bench-peers-env
 
 bench-peers: bench-peers-env
 	$(FULL_PYTHON) -m benchmarks.peers $(ARGS)
+
+# On a machine with an NVIDIA GPU and a driver for CUDA 13; not part of bench.
+bench-gpu: $(GPU_ENV)/.stamp $(PEERS_ENV)/.stamp ## Prove and measure the engine on a GPU
+	$(GPU_ENV)/bin/python -m benchmarks.gpu --peer-python $(PEERS_ENV)/bin/python $(ARGS)
 
 bench-report: $(FULL_STAMP)
 	$(FULL_PYTHON) -m benchmarks.report $(filter --quick,$(ARGS))
@@ -167,7 +172,7 @@ constraints: $(FULL_STAMP) ## Pin the versions in requirements/ anew (ARGS=--upg
 	  -o benchmarks/peers/requirements/triton.txt
 
 clean: ## Remove the environments, the caches and demo.png (not runs/, not models/)
-	rm -rf $(SERVING_ENV) $(FULL_ENV) $(PEERS_ENV) $(TRITON_ENV) build dist *.egg-info demo.png
+	rm -rf $(SERVING_ENV) $(FULL_ENV) $(PEERS_ENV) $(TRITON_ENV) $(GPU_ENV) build dist *.egg-info demo.png
 	rm -rf .hypothesis .import_linter_cache .mypy_cache .pytest_cache .ruff_cache
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
@@ -197,7 +202,10 @@ $(SERVING_ENV)/.packages: requirements/serving.txt
 $(FULL_ENV)/.packages: requirements/full.txt
 	$(call make_environment,with PyTorch and its CUDA libraries: about 6 GB)
 
-$(SERVING_STAMP) $(FULL_STAMP): %/.stamp: %/.packages pyproject.toml
+$(GPU_ENV)/.packages: requirements/serving-gpu.txt
+	$(call make_environment,ONNX Runtime with CUDA: about 3 GB)
+
+$(SERVING_STAMP) $(FULL_STAMP) $(GPU_ENV)/.stamp: %/.stamp: %/.packages pyproject.toml
 	$(install_project)
 
 # The peers that run beside PyTorch: the full environment's packages, and theirs on top.

@@ -1,7 +1,8 @@
 """Hugging Face diffusers: a DiffusionPipeline with our U-Net in PyTorch and our plan's table.
 
-Tuned as the documentation of diffusers and PyTorch says for CPUs: inference_mode, channels_last,
-torch.compile of the denoiser with freezing, autocast to bfloat16.
+Tuned as the documentation of diffusers and PyTorch says: inference_mode, channels_last, autocast to
+bfloat16; torch.compile of the denoiser, on CPUs with freezing, on GPUs as max-autotune, which
+records CUDA graphs.
 """
 
 from contextlib import AbstractContextManager, nullcontext
@@ -61,13 +62,14 @@ class DigitPipeline(DiffusionPipeline):  # type: ignore[misc]
     @torch.inference_mode()
     def __call__(self, batch: Batch, plan: Plan, shape: tuple[int, ...], autocast: Any) -> Tensor:
         """Draws every row of the batch: float32 [N, C, H, W]."""
-        label = torch.from_numpy(batch.label)
-        generator = torch.Generator().manual_seed(int(batch.seed[0]))
+        device = self._table.device
+        label = torch.from_numpy(batch.label).to(device)
+        generator = torch.Generator(device).manual_seed(int(batch.seed[0]))
 
         def noise_of(step: int) -> Tensor:
             if batch.shared_noise:
-                return torch.from_numpy(batch.noise_of_server(step, shape))
-            return torch.randn((len(batch), *shape), generator=generator)
+                return torch.from_numpy(batch.noise_of_server(step, shape)).to(device)
+            return torch.randn((len(batch), *shape), generator=generator, device=device)
 
         self.scheduler.set_plan(plan)
         image = noise_of(INITIAL_STEP)
@@ -89,27 +91,38 @@ class DiffusersLoop:
         tables: of the same bundle.
         num_threads: of PyTorch, in this process.
         variant: eager or compiled, float32 or autocast to bfloat16.
+        device: of PyTorch: cpu or cuda.
     """
 
-    def __init__(self, model: Path, tables: Tables, num_threads: int, variant: Variant) -> None:
+    def __init__(
+        self,
+        model: Path,
+        tables: Tables,
+        num_threads: int,
+        variant: Variant,
+        device: str = "cpu",
+    ) -> None:
         torch.set_num_threads(num_threads)
+        self._device = device
         self._shape = tables.image_shape
         execution, precision = variant.split("-")
         self._bf16 = precision == "bf16"
-        unet: nn.Module = load_unet(load_bundle(model)).to(memory_format=torch.channels_last)
+        on_cpu = device == "cpu"
+        unet: nn.Module = load_unet(load_bundle(model)).to(device)
+        unet = unet.to(memory_format=torch.channels_last)
         if execution == "compile":
             from torch._inductor import config as inductor
 
-            inductor.freezing = True
-            unet.compile(dynamic=False)
-        table = torch.from_numpy(tables.embedding)
+            inductor.freezing = on_cpu
+            unet.compile(dynamic=False, mode=None if on_cpu else "max-autotune")
+        table = torch.from_numpy(tables.embedding).to(device)
         self._pipeline = DigitPipeline(unet, PlanScheduler(), table)
 
     def draw(self, batch: Batch, plan: Plan) -> Pixels:
         """Draws every row of the batch: uint8 [N, H, W] (the first channel)."""
         image = self._pipeline(batch, plan, self._shape, self._autocast)
-        pixels: Pixels = ((image.clamp(-1.0, 1.0) + 1.0) * 127.5).round().byte()[:, 0].numpy()
+        pixels: Pixels = ((image.clamp(-1.0, 1.0) + 1.0) * 127.5).round().byte()[:, 0].cpu().numpy()
         return pixels
 
     def _autocast(self) -> AbstractContextManager[Any]:
-        return torch.autocast("cpu", torch.bfloat16) if self._bf16 else nullcontext()
+        return torch.autocast(self._device, torch.bfloat16) if self._bf16 else nullcontext()
