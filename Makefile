@@ -98,8 +98,8 @@ bench-training: bench-peers-env
 bench-peers: bench-peers-env
 	$(FULL_PYTHON) -m benchmarks.peers $(ARGS)
 
-# On a machine with an NVIDIA GPU and a driver for CUDA 13; not part of bench.
-bench-gpu: $(GPU_ENV)/.stamp $(PEERS_ENV)/.stamp ## Prove and measure the engine on a GPU
+# Proves and measures the engine on an NVIDIA GPU with a driver for CUDA 13; not part of bench.
+bench-gpu: $(GPU_ENV)/.stamp $(PEERS_ENV)/.stamp
 	$(GPU_ENV)/bin/python -m benchmarks.gpu --peer-python $(PEERS_ENV)/bin/python $(ARGS)
 
 bench-report: $(FULL_STAMP)
