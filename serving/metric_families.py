@@ -34,8 +34,8 @@ GRPC_CODES = (
 """As go-grpc-prometheus writes them, in the order of their numbers."""
 
 _REQUEST_SECONDS = (
-    0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300, 600,
-    1800,
+    0.001, 0.0025, 0.005, 0.01, 0.02, 0.035, 0.05, 0.075, 0.1, 0.15, 0.25, 0.35, 0.5, 0.75, 1, 1.5,
+    2.5, 4, 6, 10, 20, 30, 60, 120, 300, 600, 1800,
 )  # fmt: skip
 _STEP_SECONDS = (
     0.001, 0.0015, 0.002, 0.003, 0.005, 0.0075, 0.01, 0.015, 0.02, 0.03, 0.05, 0.075, 0.1, 0.15,
@@ -213,6 +213,10 @@ MODEL_RELOADS = _counter(
 )
 MODEL_LAST_RELOAD_SUCCESSFUL = _gauge(
     "model_last_reload_successful", "0 if the bundle on disk could not be loaded last.", model=()
+)
+CERTIFICATE_EXPIRY = _gauge(
+    "certificate_expiry_timestamp_seconds",
+    "When the certificate of the gRPC port ends, in Unix time; 0 without TLS.",
 )
 
 # gRPC as a whole, under the names that every gRPC dashboard knows (go-grpc-prometheus)

@@ -167,6 +167,10 @@ class Metrics:
         self._series.gauge(families.READY).set_function(lambda: float(ready()))
         self._series.gauge(families.DRAINING).set_function(lambda: float(draining()))
 
+    def watch_certificate(self, expiry_timestamp_seconds: Callable[[], float]) -> None:
+        """Reads at every scrape when the certificate of the gRPC port ends."""
+        self._series.gauge(families.CERTIFICATE_EXPIRY).set_function(expiry_timestamp_seconds)
+
     # What is published
 
     def exposition(self) -> tuple[bytes, str]:

@@ -65,7 +65,11 @@ class Ports:
         """
         config = self._config
         files = config.tls_files
-        credentials = None if files is None else Certificates(files).credentials()
+        credentials = None
+        if files is not None:
+            certificates = Certificates(files)
+            credentials = certificates.credentials()
+            metrics.watch_certificate(lambda: certificates.expiry_timestamp_seconds)
         server = listening.make_grpc_server(config.connection_limits)
         health_service = Health(readiness, [SERVICE_NAME])
         reflection_service = Reflection([SERVICE_NAME, health.SERVICE_NAME], tokens)

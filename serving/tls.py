@@ -5,12 +5,14 @@ connection on; connections that are open keep the one they have.
 """
 
 import logging
+import math
 import os
 import re
 import ssl
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from pathlib import Path
 
 import grpc
@@ -20,6 +22,10 @@ from serving.watched_files import WatchedFiles
 _CERTIFICATE = re.compile(rb"-----BEGIN (TRUSTED |X509 )?CERTIFICATE-----")
 _KEY = re.compile(rb"-----BEGIN ([A-Z]+ )*PRIVATE KEY-----")
 _ENCRYPTED = re.compile(rb"-----BEGIN ENCRYPTED PRIVATE KEY-----|\nProc-Type: 4,ENCRYPTED")
+
+# In a certificate, DER: a SEQUENCE of two times, each with two digits of the year or with four.
+_TIME = rb"(?:\x17\x0d\d{12}Z|\x18\x0f\d{14}Z)"
+_VALIDITY = re.compile(rb"\x30[\x1e\x20\x22]" + _TIME + rb"(" + _TIME + rb")")
 
 _log = logging.getLogger(__name__)
 
@@ -74,6 +80,11 @@ class Certificates:
         self._watched = WatchedFiles(*files.paths, clock=clock)
         self._pems = _read(files)
 
+    @property
+    def expiry_timestamp_seconds(self) -> float:
+        """When the server's certificate ends, in Unix time; NaN for one that is not understood."""
+        return _expiry_timestamp_seconds(self._pems.cert)
+
     def credentials(self) -> grpc.ServerCredentials:
         """Returns what a secure port is opened with."""
         return grpc.dynamic_ssl_server_credentials(
@@ -98,6 +109,20 @@ class Certificates:
         self._pems = pems
         _log.info("new certificates from %s", self._files.cert)
         return pems.configuration()
+
+
+def _expiry_timestamp_seconds(chain: bytes) -> float:
+    first = chain[: chain.find(b"-----END") + len("-----END CERTIFICATE-----")].decode("ascii")
+    try:
+        der = ssl.PEM_cert_to_DER_cert(first[first.index("-----BEGIN") :])
+    except ValueError:  # one with trust settings of OpenSSL's
+        return math.nan
+    validity = _VALIDITY.search(der)
+    if validity is None:
+        return math.nan
+    until = validity[1][2:].decode("ascii")
+    form = "%y%m%d%H%M%SZ" if len(until) == len("YYMMDDhhmmssZ") else "%Y%m%d%H%M%SZ"
+    return datetime.strptime(until, form).replace(tzinfo=UTC).timestamp()
 
 
 def _read(files: TlsFiles) -> _Pems:

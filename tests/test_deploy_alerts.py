@@ -11,11 +11,13 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pytest
+import trustme
 
-from serving.client import Client, ClientError
+from serving.client import Client, ClientError, Tls
 from tests import faulty_server
 from tests.fault_figures import Record
 from tests.prometheus_process import PrometheusProcess, running_prometheus
@@ -40,10 +42,11 @@ class Scene:
     server: ServerProcess
     prometheus: PrometheusProcess
 
-    def start(self, *, equal: bool = True) -> None:
+    def start(self, *flags: str, **variables: str) -> None:
         """Kills the server and starts another."""
         self.servers.close()
-        self.server = self.servers.enter_context(server_at(self.http_port, self.bundle, equal))
+        server = server_at(self.http_port, self.bundle, *flags, **variables)
+        self.server = self.servers.enter_context(server)
         self.server.wait_ready()
 
     def client(self) -> Client:
@@ -51,11 +54,10 @@ class Scene:
 
 
 def server_at(
-    http_port: int, bundle: Path, equal: bool = True
+    http_port: int, bundle: Path, *flags: str, **variables: str
 ) -> AbstractContextManager[ServerProcess]:
-    variables = {} if equal else {faulty_server.UNEQUAL: "1"}
     return started_server(
-        bundle, flags=FLAGS, program=PROGRAM, variables=variables, http_port=http_port
+        bundle, flags=FLAGS + flags, program=PROGRAM, variables=variables, http_port=http_port
     )
 
 
@@ -163,9 +165,30 @@ def refusing(scene: Scene) -> Iterator[None]:
 
 @contextlib.contextmanager
 def unequal(scene: Scene) -> Iterator[None]:
-    scene.start(equal=False)
+    scene.start(**{faulty_server.UNEQUAL: "1"})
     yield
     scene.start()
+
+
+@contextlib.contextmanager
+def expiring(scene: Scene) -> Iterator[None]:
+    ca, cert, key = trustme.CA(), scene.bundle / "cert.pem", scene.bundle / "key.pem"
+
+    def renew(days: int) -> None:
+        ends = datetime.now(UTC) + timedelta(days=days)
+        leaf = ca.issue_cert("localhost", not_after=ends)
+        cert.write_bytes(leaf.cert_chain_pems[0].bytes())
+        key.write_bytes(leaf.private_key_pem.bytes())
+
+    renew(days=13)
+    scene.start("--tls-cert", str(cert), "--tls-key", str(key))
+    yield
+    renew(days=90)
+    roots = scene.bundle / "ca.pem"
+    ca.cert_pem.write_to_path(str(roots))
+    time.sleep(1.1)  # the files are looked at once a second, at a handshake
+    with Client(f"localhost:{scene.server.port}", tls=Tls(ca_file=roots)) as client:
+        client.wait_ready(30)
 
 
 @contextlib.contextmanager
@@ -184,6 +207,7 @@ TROUBLES: dict[str, Callable[[Scene], AbstractContextManager[None]]] = {
     "SimpleDiffusionNotReady": hanging,
     "SimpleDiffusionEngineStalled": hanging,
     "SimpleDiffusionEngineRestarted": lambda scene: failing(scene, signal.SIGUSR1),
+    "SimpleDiffusionCertificateExpires": expiring,
     "SimpleDiffusionSlow": slow,
     "SimpleDiffusionQueueNearFull": full,
     "SimpleDiffusionRefusing": refusing,

@@ -3,6 +3,7 @@
 import contextlib
 import logging
 from collections.abc import AsyncIterator
+from datetime import UTC, datetime
 from pathlib import Path
 
 import grpc
@@ -221,3 +222,30 @@ async def test_a_server_process_speaks_tls_and_says_why_it_cannot(
     assert ended.returncode == 1
     assert f"error: --tls-key {files.key} is not the key of" in ended.stderr
     assert "Traceback" not in ended.stderr
+
+
+@pytest.mark.parametrize("year", [2031, 2049, 2050, 2140])
+def test_when_the_certificate_ends_is_known_and_follows_a_renewal(
+    year: int, ca: trustme.CA, tmp_path: Path
+) -> None:
+    ends = datetime(year, 5, 17, 13, 2, 59, tzinfo=UTC)
+    files = write(tmp_path, issue(ca))
+    now = 0.0
+    certificates = Certificates(files, lambda: now)
+    soon = certificates.expiry_timestamp_seconds
+    assert soon > 0
+    leaf = ca.issue_cert("localhost", not_after=ends)
+    files.cert.write_bytes(leaf.cert_chain_pems[0].bytes())
+    files.key.write_bytes(leaf.private_key_pem.bytes())
+    assert certificates.expiry_timestamp_seconds == soon
+    now = 2.0
+    assert certificates.newer() is not None
+    assert certificates.expiry_timestamp_seconds == ends.timestamp()
+
+
+def test_a_server_publishes_when_its_certificate_ends(ca: trustme.CA, tmp_path: Path) -> None:
+    files = write(tmp_path, issue(ca))
+    flags = ("--tls-cert", str(files.cert), "--tls-key", str(files.key))
+    expected = Certificates(files).expiry_timestamp_seconds
+    with running_server(write_tiny_bundle(tmp_path / "tiny"), flags=flags) as server:
+        assert server.metric("diffusion_certificate_expiry_timestamp_seconds") == expected
