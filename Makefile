@@ -119,14 +119,15 @@ fault-test: $(FULL_STAMP) ## Try every promise at its full size: 18 minutes, on 
 
 # The first build fetches the packages of the image.
 compose-test: $(FULL_STAMP) ## Build the server's image and try docker-compose.yml (needs Docker)
-	$(FULL_PYTHON) -m pytest -m compose --session-timeout 1800 $(ARGS)
+	$(FULL_PYTHON) -m pytest -m compose tests/test_deploy_compose.py --session-timeout 1800 $(ARGS)
 
-check: $(FULL_STAMP) ## Format, lint, types, import contracts, proto lint, stubs fresh
+check: $(FULL_STAMP) ## Format, lint, types, import contracts, proto and Dockerfile lint, stubs fresh
 	$(FULL_ENV)/bin/ruff format --check .
 	$(FULL_ENV)/bin/ruff check .
 	$(FULL_ENV)/bin/mypy
 	$(FULL_ENV)/bin/lint-imports
 	$(FULL_ENV)/bin/buf lint
+	$(FULL_ENV)/bin/hadolint Dockerfile
 	@fresh=$$(mktemp -d); trap 'rm -rf "$$fresh"' EXIT; \
 	$(call compile_protos,"$$fresh"); \
 	for stub in $$(cd "$$fresh" && find . -type f); do \
