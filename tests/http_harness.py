@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 import json
+import socket
 from collections.abc import AsyncIterator
 from typing import Any
 
@@ -16,12 +17,14 @@ from serving.listening import open_http_port
 from tests.edge_harness import Edge
 
 GENERATE = "/v1/generate"
+SMALL_BUFFER = 4096  # of connections, so that the server feels who does not read
 
 
 @contextlib.asynccontextmanager
 async def running_app(app: ASGIApp) -> AsyncIterator[httpx.AsyncClient]:
     """Serves an application; yields a client of it."""
     listener = open_http_port("127.0.0.1", 0)
+    listener.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, SMALL_BUFFER)
     server = HttpServer(app, listener)
     task = asyncio.create_task(server.run_until_stopped())
     base_url = f"http://127.0.0.1:{listener.getsockname()[1]}"
@@ -43,6 +46,25 @@ async def http_client(
     app = make_app(edge.readiness, edge.metrics.exposition, edge.service, facts, hosts=hosts)
     async with running_app(app) as client:
         yield client
+
+
+async def slow_stream(
+    client: httpx.AsyncClient, headers: str = "", **body: object
+) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
+    """Asks for events on a connection that holds next to nothing until somebody reads."""
+    connection = socket.socket()
+    connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, SMALL_BUFFER)
+    connection.setblocking(False)
+    address = (client.base_url.host, client.base_url.port)
+    await asyncio.get_running_loop().sock_connect(connection, address)
+    reader, writer = await asyncio.open_connection(sock=connection, limit=1024)
+    content = json.dumps(body)
+    writer.write(
+        f"POST {GENERATE} HTTP/1.0\r\nhost: x\r\naccept: text/event-stream\r\n{headers}"
+        f"content-type: application/json\r\ncontent-length: {len(content)}\r\n\r\n"
+        f"{content}".encode()
+    )
+    return reader, writer
 
 
 def violations(answer: httpx.Response) -> dict[str, str]:

@@ -1,8 +1,6 @@
 """Events come as they happen: every image, and as many previews as the reader has time for."""
 
-import asyncio
 import base64
-import json
 from typing import Any
 
 import pytest
@@ -10,7 +8,7 @@ import pytest
 from serving.http import event_stream
 from simple_diffusion.v1 import diffusion_pb2 as pb
 from tests.edge_harness import pixels, running_edge
-from tests.http_harness import GENERATE, events, http_client
+from tests.http_harness import GENERATE, events, http_client, slow_stream
 
 EVENTS = {"accept": "text/event-stream"}
 
@@ -77,46 +75,32 @@ async def test_who_waits_is_told_at_once_that_the_request_is_accepted_and_now_an
 
 
 async def test_a_slow_reader_loses_previews_and_no_image_and_holds_up_nobody() -> None:
-    body = {"label": 2, "count": 32, "num_steps": 1000, "preview_every": 1, "seed": 4}
+    asked = {"label": 2, "count": 32, "num_steps": 1000, "seed": 4}
     async with running_edge() as edge, http_client(edge) as client:
-        drawn = await edge.stub.Generate(
-            pb.GenerateRequest(label=2, count=32, num_steps=1000, seed=4)
-        )
-        host, port = client.base_url.host, client.base_url.port
-        reader, writer = await asyncio.open_connection(host, port, limit=1024)
-        content = json.dumps(body).encode()
-        writer.write(
-            b"POST /v1/generate HTTP/1.0\r\naccept: text/event-stream\r\nhost: x\r\n"
-            b"content-type: application/json\r\ncontent-length: %d\r\n\r\n%s"
-            % (len(content), content)
-        )
+        drawn = await edge.stub.Generate(pb.GenerateRequest(**asked))
+        reader, writer = await slow_stream(client, **asked, preview_every=1)
         # Nothing is read until the engine is done with it.
         await edge.until(lambda: edge.engine.statistics().totals.images_finished == 64)
         other = await client.post(GENERATE, json={"label": 1, "num_steps": 3})
         assert other.status_code == 200
+        assert edge.finished("HttpGenerateStream", "OK") == 0, "it waits for its reader"
         text = (await reader.read()).decode()
         writer.close()
     found = events(text.partition("\r\n\r\n")[2])
     assert images(found) == pixels(drawn)
+    assert found[-1][0] == "summary"
     dropped = edge.metrics.value("diffusion_previews_dropped_total", model="fake")
     previews = sum(kind == "preview" for kind, _ in found)
-    assert dropped > 0
     assert previews + dropped == 32 * 999
+    assert previews < dropped
 
 
 async def test_a_stream_that_nobody_reads_ends_at_its_deadline() -> None:
-    body = {"label": 2, "count": 32, "num_steps": 1000, "preview_every": 1}
-    async with running_edge(max_images_per_request=32) as edge, http_client(edge) as client:
-        host, port = client.base_url.host, client.base_url.port
-        _, writer = await asyncio.open_connection(host, port, limit=1024)
-        content = json.dumps(body).encode()
-        writer.write(
-            b"POST /v1/generate HTTP/1.0\r\naccept: text/event-stream\r\nhost: x\r\n"
-            b"content-type: application/json\r\nrequest-timeout: 1\r\ncontent-length: %d\r\n\r\n%s"
-            % (len(content), content)
+    async with running_edge() as edge, http_client(edge) as client:
+        _, writer = await slow_stream(
+            client, "request-timeout: 3\r\n", label=2, count=32, num_steps=100, preview_every=1
         )
-        edge.slow_down(0.002)
+        await edge.until(lambda: edge.engine.statistics().totals.images_finished == 32)
         await edge.until(lambda: edge.finished("HttpGenerateStream", "DEADLINE_EXCEEDED") == 1)
-        await edge.until(lambda: edge.engine.statistics().requests_active == 0)
         assert edge.service.exchanges.active == 0
-        writer.close()
+        writer.transport.abort()
