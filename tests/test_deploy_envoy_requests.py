@@ -221,6 +221,17 @@ async def test_health_is_answered_once_and_watching_is_not_offered() -> None:
     assert caught.value.code() is grpc.StatusCode.UNIMPLEMENTED
 
 
+async def test_what_the_caller_says_of_its_request_gets_through() -> None:
+    async with running_front() as front:
+        metadata = (("x-request-id", "of-the-caller-7"), ("with_underscores", "1"))
+        call = front.stub.Generate(pb.GenerateRequest(label=1), timeout=20, metadata=metadata)
+        await call
+        assert dict(await call.trailing_metadata())["x-request-id"] == "of-the-caller-7"
+        other = front.stub.Generate(pb.GenerateRequest(label=1), timeout=20)
+        await other
+        assert dict(await other.trailing_metadata())["x-request-id"], "of Envoy, for both logs"
+
+
 async def test_a_token_gets_through(tmp_path: Path) -> None:
     file = tmp_path / "tokens"
     file.write_text(TOKEN)

@@ -105,7 +105,9 @@ class Callers:
         self.answered["streams" if streaming else "requests"] += 1
 
 
-SHORT = pytest.param(12, ((0, "SIGKILL"), (1, "SIGTERM")), id="short")
+SHORT = pytest.param(
+    12, ((0, "SIGKILL"), (1, "SIGTERM")), marks=pytest.mark.timeout(240), id="short"
+)
 FULL = pytest.param(
     60,
     tuple((replica, name) for name in ("SIGKILL", "SIGTERM") for replica in range(REPLICAS)),
