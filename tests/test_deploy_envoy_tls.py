@@ -9,7 +9,7 @@ import yaml
 
 from serving.client import AsyncClient, Tls, UnauthenticatedError, UnavailableError
 from tests.client_harness import Certificates
-from tests.envoy_process import running_envoy
+from tests.envoy_process import cluster, listener, running_envoy
 from tests.fakes import write_tiny_bundle
 from tests.server_process import running_server
 
@@ -38,9 +38,9 @@ async def test_tls_on_both_sides_and_a_token_through_it(repository: Path, tmp_pa
     for_clients, for_replicas = added(repository)
 
     def change(configuration: dict[str, Any]) -> None:
-        resources = configuration["static_resources"]
-        resources["listeners"][0]["filter_chains"][0].update(placed(for_clients))
-        resources["clusters"][0].update(placed(for_replicas))
+        [chain] = listener(configuration)["filter_chains"]
+        chain.update(placed(for_clients))
+        cluster(configuration).update(placed(for_replicas))
 
     def placed(block: dict[str, Any]) -> dict[str, Any]:
         text = yaml.safe_dump(block)
