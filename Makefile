@@ -114,8 +114,8 @@ test: $(FULL_STAMP) ## Run every test
 	$(FULL_PYTHON) -m pytest $(ARGS)
 
 # The tests end before the limit does on two cores that are otherwise idle.
-fault-test: $(FULL_STAMP) ## Try every promise at its full size: 18 minutes, on a quiet machine
-	$(FULL_PYTHON) -m pytest -m 'fault or promise' --session-timeout 1500 $(ARGS)
+fault-test: $(FULL_STAMP) ## Try every promise at its full size: 20 minutes, on a quiet machine
+	$(FULL_PYTHON) -m pytest -m 'fault or promise' --session-timeout 1700 $(ARGS)
 
 # The first build fetches the packages of the image.
 compose-test: $(FULL_STAMP) ## Build the server's image and try docker-compose.yml (needs Docker)
