@@ -6,6 +6,7 @@ from bisect import bisect_left, bisect_right
 import numpy as np
 import numpy.typing as npt
 
+from serving.filling_up import filled_up_rows
 from serving.pace import Pace, StepCost
 from serving.request import DeadlineUnmeetable, GenerateSpec, QueueFull
 from serving.scheduling import (
@@ -13,7 +14,6 @@ from serving.scheduling import (
     LIKE_SIZE,
     Backlog,
     SchedulingPolicy,
-    filled_up_rows,
 )
 
 BoolArray = npt.NDArray[np.bool_]

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 
 from serving.engine import Engine, StepStats, Ticket
 from serving.request import GenerateSpec, Outcome, Sink
+from serving.turns import Seat, Turns
 
 logger = logging.getLogger(__name__)
 
@@ -36,21 +37,6 @@ class Handle:
     model: str
     request_id: int
     engine: Engine
-
-
-@dataclass(slots=True, eq=False)
-class _Seat:
-    """An engine at the table, and what it has had of the thread.
-
-    Attributes:
-        spent_seconds: of its steps; more where it was without work, so that it cannot save up.
-        had_work: when it was last looked at.
-    """
-
-    model: str
-    engine: Engine
-    spent_seconds: float = 0.0
-    had_work: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,8 +91,7 @@ class EngineThread:
             clock: seconds, for ages.
         """
         self._engines = dict(engines)
-        self._seats = [_Seat(model, engine) for model, engine in self._engines.items()]
-        self._now_served_seconds = 0.0  # what the engine had spent whose turn came last
+        self._turns = Turns(self._engines)
         self._on_step = on_step
         self._on_restart = on_restart
         self._max_restarts = max_restarts
@@ -161,7 +146,7 @@ class EngineThread:
         """Gives a model another engine. What the one before has accepted is finished there."""
         with self._condition:
             self._engines = {**self._engines, model: engine}
-            self._seats = [*self._seats, _Seat(model, engine)]
+            self._turns.join(model, engine)
 
     def last_step_age_seconds(self) -> float:
         """Seconds since the last sign of life while there is work; 0 while there is none."""
@@ -224,7 +209,7 @@ class EngineThread:
     def _take_messages(self) -> bool:
         """Waits for work and applies the messages; False when the thread is to end."""
         with self._condition:
-            self._idle = not any(seat.engine.has_work for seat in self._seats)
+            self._idle = not self._turns.has_work
             while self._idle and not self._inbox and not self._stopping:
                 self._dismiss_replaced()
                 self._condition.notify_all()  # whoever waits in drain()
@@ -242,15 +227,11 @@ class EngineThread:
 
     def _dismiss_replaced(self) -> None:
         """Lets go of engines that were replaced and are done; nothing is on its way to them."""
-        self._seats = [
-            seat
-            for seat in self._seats
-            if seat.engine.has_work or self._engines[seat.model] is seat.engine
-        ]
+        self._turns.dismiss_all_but(self._engines.values())
 
     def _step_next(self) -> None:
         """One step of the engine whose turn it is."""
-        seat = self._next_seat()
+        seat = self._turns.next()
         if seat is None:
             return
         begin = self._clock()
@@ -264,21 +245,7 @@ class EngineThread:
         self._beat_seconds = self._clock()
         seat.spent_seconds += self._beat_seconds - begin
 
-    def _next_seat(self) -> _Seat | None:
-        """The one with the least time of those with work (start-time fair queueing)."""
-        chosen: _Seat | None = None
-        for seat in self._seats:
-            has_work = seat.engine.has_work
-            if has_work and not seat.had_work:
-                seat.spent_seconds = max(seat.spent_seconds, self._now_served_seconds)
-            seat.had_work = has_work
-            if has_work and (chosen is None or seat.spent_seconds < chosen.spent_seconds):
-                chosen = seat
-        if chosen is not None:
-            self._now_served_seconds = chosen.spent_seconds
-        return chosen
-
-    def _restart(self, seat: _Seat, error: Exception) -> None:
+    def _restart(self, seat: Seat, error: Exception) -> None:
         """Starts an engine anew whose step has raised, unless that has happened too often."""
         now = self._clock()
         while self._restarts and now - self._restarts[0] > RESTART_WINDOW_SECONDS:
@@ -301,7 +268,7 @@ class EngineThread:
             self._ended = True
             left = [message for message in self._inbox if isinstance(message, _Submission)]
             self._inbox.clear()
-        for seat in self._seats:
+        for seat in self._turns.seats:
             try:
                 seat.engine.end_all(outcome, detail)
             except Exception:  # an engine whose step raised may be in any state

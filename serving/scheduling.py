@@ -9,6 +9,7 @@ from typing import Literal, get_args
 import numpy as np
 import numpy.typing as npt
 
+from serving.filling_up import limit_fillers
 from serving.pace import StepCost
 
 Int64Array = npt.NDArray[np.int64]
@@ -25,12 +26,6 @@ REVIEW_STEPS = 4
 
 LIKE_SIZE = 4
 """Requests are of like size if neither has more than this many times the other's work."""
-
-FILLER_STRETCH = 2.0
-"""How much longer a step may take with those that fill it up than without them."""
-
-FILLER_EFFICIENCY = 0.9
-"""Rows per second, relative to those of a full batch, beyond which a step is not filled up."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -60,21 +55,6 @@ _NONE = np.zeros(0, dtype=np.int64)
 EMPTY_BACKLOG = Backlog(np.zeros(0), _NONE, _NONE, np.zeros(0), 0, 0, 0)
 
 
-def filled_up_rows(cost: StepCost, served_rows: float, most_rows: float) -> float:
-    """Rows up to which a step that serves `served_rows` is filled up.
-
-    Args:
-        cost: of a step.
-        served_rows: of the requests that go first.
-        most_rows: of a full batch.
-    """
-    within = cost.rows_within(FILLER_STRETCH * cost.seconds(served_rows))
-    # rows / seconds(rows) = pace, solved for rows.
-    pace = FILLER_EFFICIENCY * most_rows / cost.seconds(most_rows)
-    efficient = pace * cost.fixed_seconds / (1.0 - pace * cost.seconds_per_row)
-    return max(served_rows, min(within, efficient, most_rows))
-
-
 class WorkQueue:
     """Requests by slot, in the order in which they are served.
 
@@ -91,7 +71,7 @@ class WorkQueue:
 
     Requests are served whole as far as there are lanes. A much larger one that fills up the rest
     slows those before it down, as more rows take longer. So it gets no more than makes good use of
-    the network, and bearable steps (FILLER_EFFICIENCY, FILLER_STRETCH).
+    the network, and bearable steps (serving.filling_up).
 
     Attributes:
         waiting: int64 [slots], images that have had no lane yet.
@@ -218,7 +198,8 @@ class WorkQueue:
         free = lanes - int(kept.sum())
         given: Int64Array = kept + np.clip(free - (np.cumsum(more) - more), 0, more)
         if cost is not None and not self._fifo:
-            self._limit_fillers(ranked, given, lanes, cost)
+            fills = self._work[ranked] > LIKE_SIZE * self._work[ranked[0]]
+            limit_fillers(given, fills, self._rows_per_lane[ranked], lanes, cost)
         return ranked, given
 
     def backlog(self, images_running: int, images_shared: int = 0) -> Backlog:
@@ -261,18 +242,3 @@ class WorkQueue:
         size = self._work[ranked]
         kept: Int64Array = np.where(size <= LIKE_SIZE * size[waits].min(), has, 0)
         return kept
-
-    def _limit_fillers(
-        self, ranked: Int64Array, given: Int64Array, lanes: int, cost: StepCost
-    ) -> None:
-        """Takes lanes from requests that only fill up, as far as they slow the others down."""
-        fills = self._work[ranked] > LIKE_SIZE * self._work[ranked[0]]
-        if not fills.any():
-            return
-        per_lane = self._rows_per_lane[ranked]
-        rows = given * per_lane
-        served_rows = float(rows[~fills].sum())
-        room = filled_up_rows(cost, served_rows, lanes) - served_rows
-        rows[~fills] = 0.0
-        allowed = np.floor(np.maximum(room - (np.cumsum(rows) - rows), 0.0) / per_lane)
-        np.minimum(given, allowed.astype(np.int64), out=given, where=fills)

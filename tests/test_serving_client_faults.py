@@ -242,11 +242,11 @@ def test_attempts_share_one_deadline(make_client: MakeClient) -> None:
     begin = time.monotonic()
     with (
         scripted(refuse(STARTING)) as server,
-        make_client(server.target, retry=endless, timeout_seconds=0.5) as client,
+        make_client(server.target, retry=endless, timeout_seconds=2.0) as client,
         pytest.raises(ClientError) as caught,
     ):
         client.generate(0)
-    assert time.monotonic() - begin < 5
+    assert time.monotonic() - begin < 10
     assert caught.value.code in ("UNAVAILABLE", "DEADLINE_EXCEEDED")
     assert len(server.requests) > 5
 

@@ -3,8 +3,9 @@
 import numpy as np
 import pytest
 
+from serving.filling_up import FILLER_EFFICIENCY, FILLER_STRETCH
 from serving.pace import StepCost
-from serving.scheduling import AGEING, FILLER_EFFICIENCY, FILLER_STRETCH, WorkQueue
+from serving.scheduling import AGEING, WorkQueue
 
 NEVER = float("inf")
 
