@@ -113,38 +113,38 @@ class EngineMachine(RuleBasedStateMachine):
 
     @invariant()
     def no_image_is_lost_or_in_two_places(self) -> None:
-        engine = self.engine
-        tables = (engine._lanes, engine._denoiser.aside.lanes)
+        batching = self.engine._batching
+        tables = (batching.lanes, batching.denoiser.aside.lanes)
         lanes = [
             (int(table.request[lane]), int(table.index[lane]))
             for table in tables
             for lane in range(table.count)
         ]
         assert len(set(lanes)) == len(lanes), "an image runs twice"
-        for request in engine._book.all():
+        for request in batching.book.all():
             slot, left = request.slot, request.images_left
             held = sum(slot == holder for holder, _ in lanes)
-            shared = 0 if engine._sharing is None else engine._sharing.shared_by(request)
-            assert engine._queue.unfinished[slot] == left - shared
-            assert held + shared + engine._queue.waiting[slot] == left, "an image is nowhere"
-        assert {slot for slot, _ in lanes} <= {request.slot for request in engine._book.all()}
+            shared = 0 if batching.sharing is None else batching.sharing.shared_by(request)
+            assert batching.queue.unfinished[slot] == left - shared
+            assert held + shared + batching.queue.waiting[slot] == left, "an image is nowhere"
+        assert {slot for slot, _ in lanes} <= {request.slot for request in batching.book.all()}
 
     @invariant()
     def work_left_is_what_the_plans_say(self) -> None:
-        engine = self.engine
-        for request in engine._book.all():
+        batching = self.engine._batching
+        for request in batching.book.all():
             plan = make_plan(request.spec.sampler, MODEL.schedule, request.spec.num_steps)
             rows = 1 + (plan.guided & request.spec.guided)
-            left = int(engine._queue.waiting[request.slot]) * int(rows.sum())
-            for table in (engine._lanes, engine._denoiser.aside.lanes):
+            left = int(batching.queue.waiting[request.slot]) * int(rows.sum())
+            for table in (batching.lanes, batching.denoiser.aside.lanes):
                 mine = np.flatnonzero(table.request[: table.count] == request.slot)
                 left += sum(int(rows[position:].sum()) for position in table.position[mine])
-            assert engine._queue.work_left[request.slot] == left
+            assert batching.queue.work_left[request.slot] == left
 
     @invariant()
     def every_row_is_of_an_image_that_runs_is_finished_or_was_given_up(self) -> None:
         engine, totals = self.engine, self.engine.statistics().totals
-        tables = (engine._lanes, engine._denoiser.aside.lanes)
+        tables = (engine._batching.lanes, engine._batching.denoiser.aside.lanes)
         running = sum(int(table.rows_computed[: table.count].sum()) for table in tables)
         assert totals.rows_useful == running + totals.rows_finished + totals.rows_given_up
 
@@ -169,7 +169,7 @@ class EngineMachine(RuleBasedStateMachine):
         assert done == {outcome: outcomes.count(outcome) for outcome in Outcome}
         assert self.engine.statistics().lanes_set_aside == 0
         assert self.engine.statistics().images_waiting == 0
-        assert len(self.engine._queue._free_slots) == self.engine._queue.slots
+        assert len(self.engine._batching.queue._free_slots) == self.engine._batching.queue.slots
 
 
 class CachingEngineMachine(EngineMachine):

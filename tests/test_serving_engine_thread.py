@@ -384,7 +384,7 @@ def test_also_an_engine_that_broke_in_the_middle_of_its_books_ends_every_request
     sinks = [RecordingSink() for _ in range(5)]
     for sink in sinks:
         thread.submit("fake", spec(), sink)
-    monkeypatch.setattr(engine._queue, "withdraw", fail)  # as the first request ends
+    monkeypatch.setattr(engine._batching.queue, "withdraw", fail)  # as the first request ends
     with running(thread):
         for sink in sinks:
             until(sink.ended)

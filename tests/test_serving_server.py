@@ -482,7 +482,7 @@ class InProcess:
     def hang(self) -> tuple[threading.Event, threading.Event]:
         """Makes the next network call hang: an event that ends it, one that is set by it."""
         go_on, hanging = threading.Event(), threading.Event()
-        denoiser = self.loaded[0].engine._denoiser
+        denoiser = self.loaded[0].engine._batching.denoiser
         network = denoiser._network
 
         def hung(x_t: Any, emb: Any) -> Any:

@@ -19,6 +19,10 @@ def table(**workers: Worker) -> Turns:
     return Turns({name: cast("Engine", worker) for name, worker in workers.items()})
 
 
+def seated(turns: Turns) -> list[Worker]:
+    return [cast("Worker", seat.engine) for seat in turns.seats]
+
+
 def spent(turns: Turns, steps: int) -> dict[str, float]:
     """Seconds that each engine gets in the next steps."""
     before = {seat.model: seat.spent_seconds for seat in turns.seats}
@@ -57,7 +61,7 @@ def test_an_engine_that_was_replaced_stays_until_it_is_done() -> None:
     turns = table(model=old)
     turns.join("model", cast("Engine", new))
     turns.dismiss_all_but([cast("Engine", new)])
-    assert [seat.engine for seat in turns.seats] == [old, new]
+    assert seated(turns) == [old, new]
     old.has_work = False
     turns.dismiss_all_but([cast("Engine", new)])
-    assert [seat.engine for seat in turns.seats] == [new]
+    assert seated(turns) == [new]
