@@ -14,6 +14,7 @@ from typing import Any
 
 import click
 import torch
+from torch import Tensor
 
 from benchmarks import results
 from benchmarks.results import Spread
@@ -27,7 +28,13 @@ from benchmarks.roof import (
     fastest_seconds,
     matmul_flop,
 )
-from benchmarks.training_loops import DiffusersLoop, OurLoop, PlainLoop, TrainingLoop
+from benchmarks.training_loops import (
+    DiffusersLoop,
+    OurLoop,
+    OurProcesses,
+    PlainLoop,
+    TrainingLoop,
+)
 from serving.cpu_count import usable_cpus
 from training.config import PRESETS, TrainConfig
 from training.cost import CALLS_PER_TRAINED_IMAGE, forward_flop
@@ -54,6 +61,10 @@ def make_loops(
     if compiled:
         makers["ours, --compile"] = lambda: OurLoop(
             dataclasses.replace(config, compile=True), dataset
+        )
+    if (cpus := usable_cpus()) > 1:
+        makers[f"ours, {cpus} processes"] = lambda: OurProcesses(
+            config.preset, config.batch_size, SAMPLE, cpus
         )
     loops: dict[str, TrainingLoop] = {}
     missing: dict[str, str] = {}
@@ -85,7 +96,7 @@ def measure(
     peaks: dict[str, list[float]] = {"fp32": [], "bf16": []}
     for name, loop in loops.items():
         click.echo(f"warming up {name}")
-        loop.step()
+        loop.run(1)
     for turn in range(rounds):
         click.echo(f"round {turn + 1} of {rounds}")
         for precision, calls in (("fp32", fp32), ("bf16", bf16)):
@@ -94,9 +105,14 @@ def measure(
             )
         for name, loop in loops.items():
             begin = time.perf_counter()
-            for _ in range(steps):
-                loop.step()
+            loop.run(steps)
             seconds[name].append((time.perf_counter() - begin) / steps)
+    errors = {
+        name: eps_error_on_test_images(loop.weights(), config, dataset)
+        for name, loop in loops.items()
+    }
+    for loop in loops.values():
+        loop.close()
     flop = CALLS_PER_TRAINED_IMAGE * forward_flop(config.model) * config.batch_size
     return {
         "batch_size": config.batch_size,
@@ -116,18 +132,20 @@ def measure(
                     )
                     for precision in peaks
                 },
-                "test_eps_mse": test_eps_mse(loop.model, config, dataset),
+                "test_eps_mse": errors[name],
             }
-            for name, loop in loops.items()
+            for name in loops
         },
     }
 
 
 @torch.no_grad()
-def test_eps_mse(model: torch.nn.Module, config: TrainConfig, dataset: Dataset) -> float:
+def eps_error_on_test_images(
+    weights: dict[str, Tensor], config: TrainConfig, dataset: Dataset
+) -> float:
     """Mean squared error on eps of test images, the same with the same noise for every loop."""
     plain = DiffusionModel(config.model, make_schedule(config)).eval()
-    plain.load_state_dict(model.state_dict())  # without autocast, compilation or a wrapper
+    plain.load_state_dict(weights)
     schedule = make_schedule(config)
     images = torch.tensor(dataset.test.images[: config.batch_size])[:, None]
     x_0 = images.float().div_(127.5).sub_(1.0)

@@ -1,0 +1,75 @@
+"""The training loops that are compared: same network, same images, same error measured."""
+
+import dataclasses
+import math
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor
+
+from benchmarks import training_loops
+from benchmarks.training import eps_error_on_test_images, make_loops
+from benchmarks.training_loops import OurLoop, OurProcesses, PlainLoop
+from tests.tiny_training import SAMPLE, small_digits, tiny_config
+from training.config import PRESETS
+from training.datasets import load_dataset
+from training.model import DiffusionModel
+from training.schedule import make_schedule
+
+
+def test_every_loop_trains_the_network_of_the_configuration(tmp_path: Path) -> None:
+    config = tiny_config(tmp_path)
+    for loop in (OurLoop(config, small_digits()), PlainLoop(config, small_digits())):
+        before = {name: value.clone() for name, value in loop.weights().items()}
+        loop.run(2)
+        after = loop.weights()
+        DiffusionModel(config.model, make_schedule(config)).load_state_dict(after)
+        assert any(not torch.equal(before[name], after[name]) for name in before)
+
+
+def test_the_error_is_that_of_the_weights_and_nothing_else(tmp_path: Path) -> None:
+    config = tiny_config(tmp_path)
+    loop = PlainLoop(config, small_digits())
+    first, again = (
+        eps_error_on_test_images(loop.weights(), config, small_digits()) for _ in range(2)
+    )
+    assert first == again
+    assert math.isfinite(first)
+    loop.run(1)
+    assert eps_error_on_test_images(loop.weights(), config, small_digits()) != first
+
+
+def test_a_loop_whose_packages_are_missing_is_left_out_and_said_so(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    def missing(*_: object) -> None:
+        raise ModuleNotFoundError("No module named 'accelerate'", name="accelerate")
+
+    monkeypatch.setattr(training_loops.DiffusersLoop, "__init__", missing)
+    monkeypatch.setattr("benchmarks.training.usable_cpus", lambda: 1)
+    loops, left_out = make_loops(tiny_config(tmp_path), small_digits(), compiled=False)
+    assert list(loops) == ["ours", "plain fp32 loop"]
+    assert set(left_out.values()) == {"not installed: accelerate"}
+
+
+def test_several_processes_train_what_one_does() -> None:
+    config = dataclasses.replace(
+        PRESETS["tiny"], data_dir=SAMPLE, allow_other_data=True, device="cpu", batch_size=4
+    )
+    one = OurLoop(config, load_dataset("mnist", SAMPLE, verify=False))
+    before = {name: value.clone() for name, value in one.weights().items()}
+    one.run(1)
+    several = OurProcesses("tiny", 4, SAMPLE, processes=2)
+    try:
+        several.run(1)
+        weights = several.weights()
+    finally:
+        several.close()
+    after = one.weights()
+    assert distance(weights, after) < 0.01 * distance(before, after)
+
+
+def distance(some: dict[str, Tensor], others: dict[str, Tensor]) -> float:
+    assert some.keys() == others.keys()
+    return math.sqrt(sum(float((some[name] - others[name]).square().sum()) for name in some))
