@@ -1,5 +1,5 @@
 # One file, three images:
-#   docker build --target serving .      the server, on the CPU
+#   docker build --target serving .      the server, on the CPU; also without --target
 #   docker build --target serving-gpu .  the server, on an NVIDIA GPU (CUDA and cuDNN come as wheels)
 #   docker build --target training .     training, export and evaluation
 # Packages come before code, so that a change of the code installs nothing anew; and the small image comes
@@ -109,3 +109,6 @@ ENV HOME=/tmp \
 COPY --from=training-packages /opt/venv /opt/venv
 COPY --from=training-code /app /app
 ENTRYPOINT ["python", "tools/train_bundle.py"]
+
+# What `docker build .` makes: the server on the CPU.
+FROM serving
