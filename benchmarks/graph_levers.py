@@ -4,20 +4,14 @@ None of them is used by the server: benchmarks.network_levers measures what they
 They know how torch.onnx writes this project's U-Net (training.unet), and raise if it does not.
 """
 
-import contextlib
 import copy
-import logging
 import math
-import tempfile
-from collections.abc import Collection, Iterator, Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import onnx
 from onnx import helper, numpy_helper
-from onnxruntime import quantization
 
 CONTRIB = "com.microsoft"
 
@@ -190,43 +184,6 @@ def film_from_table(model: onnx.ModelProto) -> onnx.ModelProto:
     return graph.model
 
 
-def int8(
-    model: onnx.ModelProto, calls: Sequence[Mapping[str, Array]], in_float: Collection[str] = ()
-) -> onnx.ModelProto:
-    """Convolutions in 8 bits: weights per channel, activations in the ranges seen in `calls`.
-
-    Args:
-        model: with inferred shapes.
-        calls: inputs of the network.
-        in_float: nodes that stay as they are.
-    """
-    with tempfile.TemporaryDirectory() as directory:
-        source, target = (Path(directory) / name for name in ("float.onnx", "int8.onnx"))
-        onnx.save(model, source)
-        with _quiet():
-            quantization.quantize_static(
-                source,
-                target,
-                _Calibration(calls),
-                op_types_to_quantize=["Conv"],
-                nodes_to_exclude=list(in_float),
-                per_channel=True,
-                activation_type=quantization.QuantType.QUInt8,
-                weight_type=quantization.QuantType.QInt8,
-            )
-        return onnx.load(target)
-
-
-def sensitive_convolutions(model: onnx.ModelProto) -> list[str]:
-    """Nodes that 8 bits harm most: the first and the last, and the 1x1 ones beside the blocks.
-
-    These add up to what is normalised nowhere behind them, so that one range has to fit all of it.
-    """
-    convolutions = [node for node in model.graph.node if node.op_type == "Conv"]
-    besides = [node for node in convolutions if node.input[1].endswith(".skip.weight")]
-    return [node.name for node in (convolutions[0], convolutions[-1], *besides)]
-
-
 def full_resolution_convolutions(model: onnx.ModelProto) -> list[str]:
     """Nodes whose output is as large as the image."""
     graph = _Graph(model)
@@ -236,26 +193,3 @@ def full_resolution_convolutions(model: onnx.ModelProto) -> list[str]:
         for node in model.graph.node
         if node.op_type == "Conv" and graph.shapes[node.output[0]][2:] == full
     ]
-
-
-class _Calibration(quantization.CalibrationDataReader):  # type: ignore[misc]
-    """Inputs of the network, one call after the other."""
-
-    def __init__(self, calls: Sequence[Mapping[str, Array]]) -> None:
-        self._calls = iter(calls)
-
-    def get_next(self) -> Mapping[str, Array] | None:
-        """The next call's inputs."""
-        return next(self._calls, None)
-
-
-@contextlib.contextmanager
-def _quiet() -> Iterator[None]:
-    """Without the advice that the quantiser logs."""
-    logger = logging.getLogger()
-    level = logger.level
-    logger.setLevel(logging.ERROR)
-    try:
-        yield
-    finally:
-        logger.setLevel(level)

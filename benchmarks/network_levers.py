@@ -27,16 +27,12 @@ import onnx
 import onnxruntime
 
 from benchmarks import graph_levers
+from export.quantization import Call, in_8_bits, network_calls, sensitive_convolutions
 from serving.bundle import Bundle, load_bundle
-from serving.denoiser import EngineModel
-from serving.engine import Engine
-from serving.network import OnnxNetwork, embedding_table
-from serving.request import GenerateSpec, NullSink
 
-Calls = list[dict[str, npt.NDArray[Any]]]
+Calls = list[Call]
 Way = Callable[[Mapping[str, npt.NDArray[Any]]], npt.NDArray[Any]]
 ROWS = (1, 8, 32)
-_CALIBRATION_IMAGES = 16
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,40 +57,12 @@ class Lever:
         return onnxruntime.InferenceSession(self.model, options, providers=["CPUExecutionProvider"])
 
 
-def network_calls(bundle: Bundle) -> Calls:
-    """What the network is given while the bundle draws images at its defaults."""
-    network = OnnxNetwork(bundle, num_threads=1)
-    calls: Calls = []
-
-    def noted(
-        x_t: npt.NDArray[np.float32], emb: npt.NDArray[np.float32], /
-    ) -> npt.NDArray[np.float32]:
-        calls.append({"x_t": x_t.copy(), "emb": emb.copy()})
-        return network(x_t, emb)
-
-    model = EngineModel.from_manifest(bundle.manifest, embedding_table(bundle, num_threads=1))
-    defaults = bundle.manifest.defaults
-    engine = Engine(model, noted, max_lanes=_CALIBRATION_IMAGES)
-    for number in range(_CALIBRATION_IMAGES):
-        engine.submit(
-            GenerateSpec(
-                label=number % model.null_label, count=1, first_index=0, seed=number,
-                sampler=defaults.sampler, num_steps=defaults.num_steps,
-                guidance_scale=defaults.guidance_scale,
-            ),
-            NullSink(),
-        )  # fmt: skip
-    while engine.has_work:
-        engine.step()
-    return calls
-
-
 def levers(bundle: Bundle, calls: Calls) -> list[Lever]:
     """All of them; the first is the bundle as it is."""
     plain = onnx.load_from_string(bundle.unet_onnx)
     plain = onnx.shape_inference.infer_shapes(plain)
     folded = graph_levers.fold_film(plain)
-    sensitive = graph_levers.sensitive_convolutions(plain)
+    sensitive = sensitive_convolutions(plain)
     full = [*sensitive, *graph_levers.full_resolution_convolutions(plain)]
 
     def written(model: onnx.ModelProto) -> bytes:
@@ -117,12 +85,12 @@ def levers(bundle: Bundle, calls: Calls) -> list[Lever]:
             "FiLM folded, LayerNormalization, one attention",
             written(graph_levers.layer_norm(graph_levers.fused_attention(folded))),
         ),
-        Lever("int8: all convolutions", written(graph_levers.int8(plain, calls))),
+        Lever("int8: all convolutions", written(in_8_bits(plain, calls))),
         Lever(
-            "int8: all but the sensitive", written(graph_levers.int8(plain, calls, sensitive))
+            "int8: all but the sensitive", written(in_8_bits(plain, calls, sensitive))
         ),
         Lever(
-            "int8: below full resolution", written(graph_levers.int8(plain, calls, full))
+            "int8: below full resolution", written(in_8_bits(plain, calls, full))
         ),
     ]  # fmt: skip
 
@@ -261,7 +229,7 @@ def print_table(
 def main(*, model: Path, turns: int, threads: int) -> None:
     """Prints each lever's time against that of the bundle as it is."""
     bundle = load_bundle(model)
-    calls = network_calls(bundle)
+    calls = network_calls(bundle, seed=1)
     runtime = f"{bundle.manifest.name}, ONNX Runtime {onnxruntime.__version__}"
     if threads > 1:
         ways = thread_ways(bundle, threads)

@@ -1,4 +1,4 @@
-"""The graphs in ONNX Runtime on the CPU; the one module of export that imports it."""
+"""The graphs in ONNX Runtime on the CPU; the one module of export that runs them."""
 
 import os
 from typing import Any, cast

@@ -89,7 +89,7 @@ def export_bundle(
         BundleError: what was written cannot be read back.
         OSError: it cannot be written.
     """
-    _require_free(output, force)
+    require_free(output, force)
     path = find_checkpoint(checkpoint_path)
     checkpoint = load_checkpoint(path)
     # Now: a run that goes on removes its older checkpoints.
@@ -108,7 +108,7 @@ def export_bundle(
     verification = verify(model, make_schedule(checkpoint.config), graphs, default)
     report(verification)
     manifest = manifest.model_copy(update={"verification": verification.to_dict()})
-    _write(manifest, graphs, output, force=force)
+    write_bundle(manifest, graphs, output, force=force)
     return manifest
 
 
@@ -171,7 +171,7 @@ def _manifest(
         raise ExportError(f"{at + ': ' if at else ''}{message}") from error
 
 
-def _require_free(output: Path, force: bool) -> None:
+def require_free(output: Path, force: bool) -> None:
     """Refuse to touch what stands at ``output``, unless it is a bundle and ``force`` is set."""
     if not output.exists():
         return
@@ -187,7 +187,7 @@ def _require_free(output: Path, force: bool) -> None:
         )
 
 
-def _write(manifest: Manifest, graphs: Graphs, output: Path, *, force: bool) -> None:
+def write_bundle(manifest: Manifest, graphs: Graphs, output: Path, *, force: bool) -> None:
     """Write beside ``output``, read back, and only then give it its name."""
     output = output.resolve()  # what a symbolic link names is replaced, not the link
     output.parent.mkdir(parents=True, exist_ok=True)
@@ -202,7 +202,7 @@ def _write(manifest: Manifest, graphs: Graphs, output: Path, *, force: bool) -> 
             raise BundleError(str(error).replace(str(partial), str(output))) from error
         if written.manifest != manifest:
             raise BundleError(f"{output}: the manifest does not read back as it was written")
-        _require_free(output, force)
+        require_free(output, force)
         with _sibling(output, "replaced") as replaced:
             if output.exists():
                 output.rename(replaced)

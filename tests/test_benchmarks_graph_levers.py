@@ -7,6 +7,7 @@ import pytest
 
 from benchmarks import graph_levers
 from benchmarks.graph_levers import UnknownGraph
+from export.quantization import in_8_bits, sensitive_convolutions
 from tests.fakes import unet_graph
 from tests.tiny_export import small_graphs, small_model
 
@@ -91,14 +92,13 @@ def test_8_bits_are_near_and_nearer_where_the_sensitive_convolutions_are_not_in_
     plain: onnx.ModelProto,
 ) -> None:
     calls, expected = [given()], eps_of(plain, given())
-    sensitive = graph_levers.sensitive_convolutions(plain)
+    sensitive = sensitive_convolutions(plain)
     full = graph_levers.full_resolution_convolutions(plain)
     assert len(full) > 2
     errors = []
     for in_float in ((), sensitive, [*sensitive, *full]):
-        quantised = graph_levers.int8(plain, calls, in_float)
-        in_8_bits = operators(quantised).count("QuantizeLinear")
-        assert in_8_bits > 0
+        quantised = in_8_bits(plain, calls, in_float)
+        assert operators(quantised).count("QuantizeLinear") > 0
         errors.append(np.sqrt(np.mean((eps_of(quantised, given()) - expected) ** 2)))
     assert errors[2] <= errors[1] <= errors[0] < 0.1 * expected.std()
 
