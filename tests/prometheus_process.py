@@ -20,9 +20,9 @@ import pytest
 import yaml
 
 from serving.client import Client, ClientError
-from tests.server_process import REPOSITORY, ServerProcess, free_port
+from tests.prometheus_rules import DEPLOYED
+from tests.server_process import ServerProcess, free_port
 
-DEPLOYED = REPOSITORY / "deploy" / "prometheus"
 JOB = "simple-diffusion"
 SCRAPE_SECONDS = 0.5
 START_SECONDS = 30.0
@@ -101,16 +101,6 @@ def configuration() -> dict[str, Any]:
     """What stands in deploy/prometheus/prometheus.yml."""
     loaded: dict[str, Any] = yaml.safe_load((DEPLOYED / "prometheus.yml").read_text("utf-8"))
     return loaded
-
-
-def rules() -> dict[str, dict[str, Any]]:
-    """The rules of deploy/prometheus/rules, by what they record or by the alert's name."""
-    return {
-        str(rule.get("record") or rule.get("alert")): rule
-        for file in sorted((DEPLOYED / "rules").glob("*.yml"))
-        for group in yaml.safe_load(file.read_text("utf-8"))["groups"]
-        for rule in group["rules"]
-    }
 
 
 @contextlib.contextmanager

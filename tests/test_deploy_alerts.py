@@ -21,8 +21,8 @@ from serving.client import Client, ClientError, Tls
 from tests import faulty_server
 from tests.fault_figures import Record
 from tests.prometheus_process import PrometheusProcess, running_prometheus
+from tests.prometheus_rules import ALERTS
 from tests.server_process import MNIST, ServerProcess, free_port, sample, started_server
-from tests.test_deploy_prometheus import ALERTS
 
 PROGRAM = (str(Path(faulty_server.__file__)),)
 FLAGS = (

@@ -9,8 +9,8 @@ import pytest
 import yaml
 
 from tests.prometheus_process import PrometheusProcess
+from tests.prometheus_rules import names_in, unknown_names
 from tests.server_process import REPOSITORY, ServerProcess
-from tests.test_deploy_prometheus import names_in, unknown_names
 from tools import dashboard
 
 GRAFANA = REPOSITORY / "deploy" / "grafana"

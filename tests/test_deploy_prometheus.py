@@ -1,47 +1,15 @@
 """deploy/prometheus: what promtool says of it, and that it knows the metrics that there are."""
 
-import re
 from pathlib import Path
 
 import pytest
 import yaml
 
-from serving.metric_families import FAMILIES
-from tests.prometheus_process import DEPLOYED, configuration, promtool, rules
+from tests.prometheus_process import configuration, promtool
+from tests.prometheus_rules import ALERTS, DEPLOYED, RULES, names_in, unknown_names
 from tests.server_process import ServerProcess
 
 UNIT_TESTS = DEPLOYED / "tests" / "rules.yml"
-RULES = rules()
-ALERTS = {name: rule for name, rule in RULES.items() if "alert" in rule}
-OF_A_HISTOGRAM = ("_bucket", "_sum", "_count")
-OF_OTHERS = {
-    "process_cpu_seconds_total",
-    "process_resident_memory_bytes",
-    "process_start_time_seconds",
-    "up",
-    "ALERTS",
-}
-
-
-def published_names() -> set[str]:
-    """Every name of a series."""
-    names = {family.name for family in FAMILIES if family.kind != "histogram"}
-    histograms = {family.name for family in FAMILIES if family.kind == "histogram"}
-    return names | {name + suffix for name in histograms for suffix in OF_A_HISTOGRAM}
-
-
-def names_in(expression: str) -> set[str]:
-    """The names of the series that an expression of PromQL reads."""
-    bare = re.sub(r'"[^"]*"', "", expression)
-    found = re.findall(
-        r"\b(?:(?:\w+:)+\w+|(?:diffusion|grpc_server|process)_\w+|up|ALERTS)\b", bare
-    )
-    return set(found)
-
-
-def unknown_names(expression: str) -> set[str]:
-    """Those that nobody publishes and no rule records."""
-    return names_in(expression) - published_names() - set(RULES) - OF_OTHERS
 
 
 def test_the_configuration_is_valid() -> None:

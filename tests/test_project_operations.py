@@ -9,9 +9,9 @@ import pytest
 from serving.configuration import ServerConfig
 from serving.flags import flags_of
 from serving.metric_families import FAMILIES, Family
-from tests.prometheus_process import PrometheusProcess, rules
+from tests.prometheus_process import PrometheusProcess
+from tests.prometheus_rules import ALERTS, RULES, names_in, published_names
 from tests.server_process import REPOSITORY
-from tests.test_deploy_prometheus import ALERTS, names_in, published_names
 
 PAGE = (REPOSITORY / "docs" / "operations.md").read_text("utf-8")
 METRIC_ROWS = [
@@ -90,5 +90,5 @@ def test_the_page_names_no_flag_that_the_server_does_not_have() -> None:
 def test_recorded_series_are_used_by_alerts_or_the_dashboard(repository: Path) -> None:
     used = (repository / "deploy/grafana/dashboards/simple-diffusion.json").read_text("utf-8")
     used += " ".join(alert["expr"] for alert in ALERTS.values())
-    recorded = set(rules()) - set(ALERTS)
+    recorded = set(RULES) - set(ALERTS)
     assert {name for name in recorded if name not in used} == set()
