@@ -24,6 +24,7 @@ from benchmarks.peers.processes import (
     REPOSITORY,
     Peer,
     PeerUnavailable,
+    end_like_ctrl_c,
     started,
 )
 from benchmarks.results import Spread
@@ -136,6 +137,7 @@ def image_bytes() -> int | None:
 @click.option("--output", type=click.Path(file_okay=False, path_type=Path))
 def main(*, rounds: int, quick: bool, output: Path | None) -> None:
     """Starts our server and its peers in turns; about two minutes."""
+    end_like_ctrl_c()
     before = results.machine()
     peers = [peer for peer in PEERS if peer.name in PACKAGES and not (quick and peer.name != OURS)]
     data = measure(peers, 1 if quick else rounds)

@@ -20,7 +20,15 @@ from benchmarks.load.open_loop import Failed, Refused
 from benchmarks.load.summary import percentile
 from benchmarks.peers import workloads
 from benchmarks.peers.drawing import Drawing, Pixels
-from benchmarks.peers.processes import OURS, PEERS, Peer, PeerUnavailable, Running, started
+from benchmarks.peers.processes import (
+    OURS,
+    PEERS,
+    Peer,
+    PeerUnavailable,
+    Running,
+    end_like_ctrl_c,
+    started,
+)
 from benchmarks.peers.workloads import QUICK, Sizes
 from benchmarks.results import Spread
 
@@ -187,6 +195,7 @@ def main(
     if mixed_requests is not None:
         sizes = replace(sizes, mixed_requests=mixed_requests)
     peers = [p for p in PEERS if not only or p.name == OURS or any(o in p.name for o in only)]
+    end_like_ctrl_c()
     before = results.machine()
     comparison = Comparison(sizes, own_load=own_load)
     asyncio.run(comparison.run(peers))

@@ -112,6 +112,11 @@ PEERS = (
 )  # fmt: skip
 
 
+def end_like_ctrl_c() -> None:
+    """Has SIGTERM end this process as Ctrl-C does: with everything that it has started."""
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+
+
 @dataclass(frozen=True, slots=True)
 class Running:
     """A peer that is ready.
