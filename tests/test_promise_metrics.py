@@ -3,11 +3,13 @@
 import asyncio
 import contextlib
 import signal
+from collections import Counter
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 from typing import Any
 
 import grpc
+import httpx
 import pytest
 
 from diffusion.samplers import network_rows
@@ -96,6 +98,50 @@ async def test_every_counter_equals_the_ledger(mnist_server: ServerProcess, figu
     assert grown("grpc_server_handling_seconds_count", grpc_service=SERVICE) == requests
     figure("counters equal to the ledger", f"{len(expected)} of {len(expected)}", "all")
     figure("network rows counted, of the script's", f"{work} of {work}", "all")
+
+
+async def test_requests_over_http_are_counted_too_and_not_as_calls_of_grpc(
+    mnist_server: ServerProcess,
+) -> None:
+    before = await asyncio.to_thread(mnist_server.until_idle)
+    url = f"http://127.0.0.1:{mnist_server.http_port}/v1"
+    async with httpx.AsyncClient(timeout=60) as client:
+        for options in SCRIPT:
+            sampler = f"SAMPLER_{options['sampler'].upper()}"
+            answer = await client.post(f"{url}/generate", json={**options, "sampler": sampler})
+            assert len(answer.json()["images"]) == options["count"]
+        for refused in REFUSED:
+            answer = await client.post(f"{url}/generate", json={"label": 1, **refused})
+            assert answer.status_code in {400, 404}
+        assert (await client.get(f"{url}/models")).status_code == 200
+    after = await asyncio.to_thread(mnist_server.until_idle)
+    images = Counter[str]()
+    for options in SCRIPT:
+        images[str(options["label"])] += options["count"]
+    ended = {
+        ("HttpGenerate", "OK"): len(SCRIPT),
+        ("HttpGenerate", "INVALID_ARGUMENT"): 3,
+        ("HttpGenerate", "NOT_FOUND"): 1,
+        ("HttpListModels", "OK"): 1,
+    }
+    started = {"HttpGenerate": len(SCRIPT) + len(REFUSED), "HttpListModels": 1}
+    assert counters(before, after) == {
+        **{
+            sample("diffusion_requests_finished_total", method=method, code=code): number
+            for (method, code), number in ended.items()
+        },
+        **{
+            sample("diffusion_requests_started_total", method=method): number
+            for method, number in started.items()
+        },
+        **{
+            sample("diffusion_images_total", model="mnist", label=label): number
+            for label, number in images.items()
+        },
+        sample("diffusion_requests_refused_total", reason="invalid_argument"): 3,
+        sample("diffusion_requests_refused_total", reason="unknown_model"): 1,
+        of_kind("useful"): sum(rows(options) for options in SCRIPT),
+    }
 
 
 @pytest.fixture(scope="module")
