@@ -122,7 +122,7 @@ fault-test: $(FULL_STAMP) ## Try every promise at its full size: 20 minutes, on 
 
 # The first build fetches the packages of the image.
 compose-test: $(FULL_STAMP) ## Build the server's image and try docker-compose.yml (needs Docker)
-	$(FULL_PYTHON) -m pytest -m compose tests/test_deploy_compose.py --session-timeout 1800 $(ARGS)
+	$(FULL_PYTHON) -m pytest -m compose tests/test_deploy_compose*.py --session-timeout 1800 $(ARGS)
 
 check: $(FULL_STAMP) ## Format, lint, types, import contracts, proto and Dockerfile lint, stubs fresh
 	$(FULL_ENV)/bin/ruff format --check .

