@@ -129,6 +129,8 @@ def _defaults(panel: Panel) -> dict[str, Any]:
         },
         "color": {"mode": "thresholds" if len(panel.colours) > 1 else "palette-classic"},
     }
+    if panel.kind in {"stat", "bargauge"} and panel.unit == "short":
+        defaults["decimals"] = 0  # increase() gives fractions of what is counted
     if panel.words:
         defaults["mappings"] = [{"type": "value", "options": panel.words}]
     if panel.kind == "timeseries":

@@ -6,7 +6,7 @@ In queries {<server>} and {<model>} choose what is chosen at the top of the page
 from dataclasses import dataclass, field
 from typing import Any
 
-_BAD_ABOVE_0 = ((None, "green"), (1, "red"))
+_BAD_ABOVE_0 = ((None, "green"), (0.5, "red"))
 _GOOD_FROM_1 = ((None, "red"), (1, "green"))
 _YES_NO = {"1": {"text": "yes"}, "0": {"text": "no"}}
 
