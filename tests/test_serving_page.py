@@ -19,11 +19,12 @@ from playwright.sync_api import Browser, BrowserContext, Page, expect, sync_play
 from serving.client import Client
 from serving.images import Pixels, decode_png, grid
 from tests.fakes import write_tiny_bundle
-from tests.server_process import ServerProcess, environment, running_server
+from tests.server_process import ServerProcess, environment, running_server, sample
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
 TOKEN = "a-token-that-is-long-enough"
 MARGIN = 2
+PATIENCE_MS = 30_000  # of a loaded machine
 FAST = ("--provider", "cpu", "--max-lanes", "8")
 
 pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="there is no chromium")
@@ -33,6 +34,7 @@ Open = Callable[..., Page]
 
 @pytest.fixture(scope="module")
 def browser() -> Iterator[Browser]:
+    expect.set_options(timeout=PATIENCE_MS)
     with sync_playwright() as playwright:
         browser = playwright.chromium.launch(
             executable_path=CHROMIUM,
@@ -51,7 +53,7 @@ def visit(browser: Browser) -> Iterator[Open]:
 
     def visit(server: ServerProcess, fragment: str = "", **options: Any) -> Page:
         context = browser.new_context(**{"reduced_motion": "reduce", **options})
-        context.set_default_timeout(20_000)
+        context.set_default_timeout(PATIENCE_MS)
         contexts.append(context)
         page = context.new_page()
         address = f"http://127.0.0.1:{server.http_port}/"
@@ -75,7 +77,7 @@ def draw(page: Page) -> None:
 
 
 def drawn(page: Page) -> None:
-    expect(page.get_by_role("status")).to_contain_text("computed for", timeout=30_000)
+    expect(page.get_by_role("status")).to_contain_text("computed for")
 
 
 def shown(page: Page) -> Pixels:
@@ -308,6 +310,7 @@ def test_a_token_is_asked_for_and_a_server_that_goes_away_is_missed(
         expect(page.get_by_role("alert")).to_contain_text("This server wants a token.")
         token = page.get_by_label("Token")
         expect(token).to_be_focused()
+        expect(page.get_by_label("Seed")).to_be_hidden()
         token.fill("wrong")
         token.press("Enter")
         expect(page.get_by_role("alert")).to_contain_text("accepts no such token")
@@ -329,7 +332,8 @@ def test_who_stops_frees_the_lanes(visit: Open, mnist_server: ServerProcess) -> 
     page.get_by_label("How many").fill("64")
     page.get_by_label("Steps").fill("1000")
     page.get_by_role("button", name="Draw", exact=True).click()
-    expect(page.get_by_role("status")).to_contain_text("Drawing")
+    running = sample("diffusion_lanes_in_use", model="mnist")
+    mnist_server.until(lambda samples: samples[running] > 0)
     page.get_by_role("button", name="Stop").click()
     expect(page.get_by_role("status")).to_have_text("Stopped.")
     mnist_server.until_idle()
@@ -352,8 +356,9 @@ def test_images_come_out_of_noise_one_frame_after_the_other(
         }"""
     )
     page.get_by_label("How many").fill("1")
+    page.get_by_label("Steps").fill("100")
     draw(page)
-    for _ in range(200):  # wait_for_function would need unsafe-eval
+    for _ in range(400):  # wait_for_function would need unsafe-eval
         if page.evaluate("window.frames.size") >= 5:  # the noise of the start, noise, x_0, ...
             return
         page.wait_for_timeout(50)

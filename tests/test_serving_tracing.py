@@ -22,6 +22,7 @@ from simple_diffusion.v1 import diffusion_pb2 as pb
 from simple_diffusion.v1.diffusion_pb2_grpc import DiffusionServiceStub
 from tests.edge_harness import Edge, running_edge
 from tests.fakes import write_tiny_bundle
+from tests.http_harness import GENERATE, http_client
 from tests.server_process import environment, running_server
 
 
@@ -102,6 +103,17 @@ async def test_the_trace_goes_on_from_the_callers() -> None:
     assert f"{found[0].context.trace_id:032x}" == trace_id
     assert f"{found[0].parent.span_id:016x}" == span_id
     assert found[1].parent is None
+
+
+async def test_a_request_over_http_is_a_span_too() -> None:
+    trace_id = "0af7651916cd43dd8448eb211c80319c"
+    async with traced_edge() as (edge, exporter), http_client(edge) as client:
+        headers = {"traceparent": f"00-{trace_id}-b7ad6b7169203331-01"}
+        await client.post(GENERATE, json={"label": 7}, headers=headers)
+        found = spans(exporter)
+    assert set(found) == {"HttpGenerate", "queue", "compute"}
+    assert attributes(found["HttpGenerate"])["rpc.system"] == "http"
+    assert f"{found['HttpGenerate'].context.trace_id:032x}" == trace_id
 
 
 async def test_a_request_that_ends_badly_says_how_and_whose_fault_it_is() -> None:

@@ -34,6 +34,9 @@ async function start() {
     server = await describeServer();
     const catalog = await listModels(token());
     form = new Form(catalog);
+    $("form").classList.remove("unknown");
+    $("draw").textContent = "Draw";
+    $("draw").hidden = false;
     hideNotice();
     $("token-field").hidden = !server.needs_token;
     openLink();
@@ -196,7 +199,7 @@ function show(error, again) {
   $("frame").classList.add("idle");
   if (!(error instanceof ApiError)) throw error;
   if (error.status === 401) {
-    $("token-field").hidden = false;
+    $("token-field").hidden = $("draw").hidden = false;
     $("token").focus();
   }
   const rest = form ? form.showErrors(error.violations) : error.violations;
