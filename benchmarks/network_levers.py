@@ -169,8 +169,7 @@ def thread_ways(bundle: Bundle, threads: int) -> dict[str, Way]:
     def session(number: int, entries: Mapping[str, str]) -> onnxruntime.InferenceSession:
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads, options.inter_op_num_threads = number, 1
-        options.add_session_config_entry("session.intra_op.allow_spinning", "0")
-        for name, value in entries.items():
+        for name, value in ({"session.intra_op.allow_spinning": "0"} | dict(entries)).items():
             options.add_session_config_entry(name, value)
         return onnxruntime.InferenceSession(
             bundle.unet_onnx, options, providers=["CPUExecutionProvider"]

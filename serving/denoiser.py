@@ -124,6 +124,9 @@ class Denoiser:
         self._undrawn: list[slice] = []
         self.plans = PlanTable(model.schedule)
 
+    def warm_up(self) -> None:
+        """Does what the first steps on a thread would have to do besides; nothing here."""
+
     def lane_rows(self) -> Int64Array:
         """Network rows of each lane in the next step, int64 [N]: one, or two where it is guided."""
         rows: Int64Array = 1 + self._guided_mask(self._plan_rows()).astype(np.int64)

@@ -40,6 +40,10 @@ class DeviceDenoiser(Denoiser):
         self._device_network = network
         self._embedding_table = model.embedding_table
 
+    def warm_up(self) -> None:
+        """See Denoiser."""
+        self._device_network.record()
+
     def draw_initial(self) -> None:
         """Leaves it to the next step to draw x_T of the lanes that have joined."""
         for rows in self._undrawn:

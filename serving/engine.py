@@ -110,6 +110,14 @@ class Engine:
         """
         check_spec(spec, self._model, self._admission.max_queued_images)
 
+    def warm_up(self) -> None:
+        """To be called once on the thread that steps, so that its first steps are like all others.
+
+        Raises:
+            Exception: whatever the network raises.
+        """
+        self._batching.denoiser.warm_up()
+
     def submit(self, spec: GenerateSpec, sink: Sink) -> int:
         """Accepts a request and returns its id.
 

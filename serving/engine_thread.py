@@ -104,6 +104,7 @@ class EngineThread:
         self._idle = True
         self._ended = False
         self._beat_seconds = clock()
+        self._warm = threading.Event()
         self._thread = threading.Thread(target=self._run, name="engine", daemon=True)
 
     @property
@@ -117,8 +118,9 @@ class EngineThread:
         return self._thread.is_alive() and not self._ended
 
     def start(self) -> None:
-        """Starts the thread. Requests submitted before wait for it."""
+        """Starts the thread, and waits until it is warm. Requests submitted before wait for it."""
         self._thread.start()
+        self._warm.wait()
 
     def submit(self, model: str, spec: GenerateSpec, sink: Sink) -> Handle:
         """Accepts a request, in microseconds.
@@ -198,6 +200,9 @@ class EngineThread:
     def _run(self) -> None:
         outcome, detail = Outcome.CANCELLED, "the engine was stopped"
         try:
+            for engine in self._engines.values():
+                engine.warm_up()
+            self._warm.set()
             while self._take_messages():
                 self._step_next()
         except BaseException as error:
@@ -205,6 +210,7 @@ class EngineThread:
             outcome, detail = Outcome.NETWORK_FAILED, f"the engine died of {type(error).__name__}"
         finally:
             self._end_all(outcome, detail)
+            self._warm.set()
 
     def _take_messages(self) -> bool:
         """Waits for work and applies the messages; False when the thread is to end."""

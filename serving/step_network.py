@@ -202,8 +202,16 @@ class StepNetwork:
         """x_0 of the first rows in the last step, float32 [rows, C, H, W]."""
         return self._device.read(self._tensors.x_0, rows)
 
+    def record(self) -> None:
+        """Calls the graph of every bucket once: on CUDA, each thread has to record its own."""
+        self._let(None)
+        for bucket in self.buckets:
+            self._controls[bucket].clear(0)
+            self._send(bucket)
+            self._bound(bucket).call()
+
     def replay(self, rows: int) -> None:
-        """The graph alone, on whatever the tensors hold: the least that a step can take."""
+        """The graph alone, once more after a step of so many rows: the least that one can take."""
         self._bound(self.padded_rows(rows)).call()
 
     def _send(self, bucket: int) -> None:

@@ -68,6 +68,34 @@ def test_requests_from_many_threads_are_all_drawn_as_alone() -> None:
         assert_reference_pixels(MODEL, request, sink.images)
 
 
+def test_start_returns_when_every_engine_was_warmed_up_on_the_thread_that_steps_it(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    warmed: list[str] = []
+    monkeypatch.setattr(
+        Engine, "warm_up", lambda _self: warmed.append(threading.current_thread().name)
+    )
+    engines = {name: Engine(MODEL, FakeNetwork(), max_lanes=1) for name in ("one", "two")}
+    with running(EngineThread(engines)):
+        assert warmed == ["engine", "engine"]
+
+
+def test_an_engine_that_cannot_be_warmed_up_ends_the_thread_and_what_it_has_accepted(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def fail(_self: Engine) -> None:
+        raise RuntimeError("the device fell off")
+
+    monkeypatch.setattr(Engine, "warm_up", fail)
+    thread, sink = one_engine(FakeNetwork()), RecordingSink()
+    thread.submit("fake", spec(), sink)
+    thread.start()
+    assert not thread.alive
+    assert sink.outcome is Outcome.NETWORK_FAILED
+    with pytest.raises(EngineUnavailable):
+        thread.submit("fake", spec(), RecordingSink())
+
+
 def test_queue_full_is_said_to_the_caller_at_once_while_a_step_runs() -> None:
     gate, stepping = threading.Event(), threading.Event()
     network = FakeNetwork(gate=gate, on_call=lambda _call: stepping.set())

@@ -1,6 +1,7 @@
 """Steps on fixed memory: which sizes there are, what eps is, and that one batch has the memory."""
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -110,6 +111,30 @@ def test_lanes_are_measured_among_those_that_there_is_room_for(bundle: Bundle) -
     measured = measure_lane_count(MODEL, network)
     assert set(measured.step_seconds) <= set(network.lane_counts)
     assert measured.max_lanes in network.lane_counts
+
+
+def test_recording_calls_every_bucket_and_harms_no_images(
+    bundle: Bundle, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    network = StepNetwork(bundle, HostDevice(), 1, max_rows=8)
+    engine, sink = Engine(MODEL, network, max_lanes=4), RecordingSink()
+    request = spec(count=3, guidance_scale=2.0)
+    engine.submit(request, sink)
+    engine.step()
+    called: list[int] = []
+    bound = network._bound
+
+    def noted(bucket: int) -> Any:
+        called.append(bucket)
+        return bound(bucket)
+
+    with monkeypatch.context() as noting:
+        noting.setattr(network, "_bound", noted)
+        engine.warm_up()
+    assert called == list(network.buckets)
+    while engine.has_work:
+        engine.step()
+    assert_reference_pixels(MODEL, request, sink.images)
 
 
 def test_another_table_is_taken_over(bundle: Bundle) -> None:
