@@ -1,6 +1,7 @@
 """Assembles the messages that answer a request. Encoding takes time: call it off the event loop."""
 
 from dataclasses import dataclass
+from typing import Any
 
 from serving import images
 from serving.delivery import Ending, Parcel
@@ -31,20 +32,25 @@ def _image(accepted: Accepted, index: int, pixels: images.Pixels) -> pb.Image:
     )
 
 
+def _how(accepted: Accepted, ending: Ending) -> dict[str, Any]:
+    """The fields that say how the images were made."""
+    return {
+        "seed": accepted.spec.seed,
+        "model": accepted.model.name,
+        "model_version": accepted.model.version,
+        "sampler": SAMPLER_NUMBERS[accepted.spec.sampler],
+        "num_steps": accepted.spec.num_steps,
+        "guidance_scale": accepted.spec.guidance_scale,
+        "queue_seconds": ending.queue_seconds,
+        "compute_seconds": ending.compute_seconds,
+    }
+
+
 def response(
     accepted: Accepted, finished: list[tuple[int, images.Pixels]], ending: Ending
 ) -> pb.GenerateResponse:
     """Returns the answer of Generate, with the images in the order of their indices."""
-    message = pb.GenerateResponse(
-        seed=accepted.spec.seed,
-        model=accepted.model.name,
-        model_version=accepted.model.version,
-        sampler=SAMPLER_NUMBERS[accepted.spec.sampler],
-        num_steps=accepted.spec.num_steps,
-        guidance_scale=accepted.spec.guidance_scale,
-        queue_seconds=ending.queue_seconds,
-        compute_seconds=ending.compute_seconds,
-    )
+    message = pb.GenerateResponse(**_how(accepted, ending))
     for index, pixels in sorted(finished, key=lambda image: image[0]):
         message.images.append(_image(accepted, index, pixels))
     return message
@@ -69,16 +75,7 @@ def events(accepted: Accepted, parcel: Parcel) -> list[pb.GenerateStreamResponse
 
 def summary_event(accepted: Accepted, ending: Ending) -> pb.GenerateStreamResponse:
     """Returns the event that ends a stream."""
-    summary = pb.GenerateSummary(
-        seed=accepted.spec.seed,
-        model=accepted.model.name,
-        model_version=accepted.model.version,
-        sampler=SAMPLER_NUMBERS[accepted.spec.sampler],
-        num_steps=accepted.spec.num_steps,
-        guidance_scale=accepted.spec.guidance_scale,
-        queue_seconds=ending.queue_seconds,
-        compute_seconds=ending.compute_seconds,
-    )
+    summary = pb.GenerateSummary(**_how(accepted, ending))
     return pb.GenerateStreamResponse(summary=summary, model_version=accepted.model.version)
 
 
