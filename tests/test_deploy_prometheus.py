@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 import yaml
 
+from tests import envoy_process
 from tests.prometheus_process import configuration, promtool
 from tests.prometheus_rules import ALERTS, DEPLOYED, RULES, names_in, unknown_names
 from tests.server_process import ServerProcess
@@ -30,11 +31,22 @@ def test_the_metrics_are_well_formed(mnist_server: ServerProcess) -> None:
     assert (checked.returncode, checked.stdout, checked.stderr) == (0, "", "")
 
 
-def test_every_replica_is_scraped() -> None:
-    [job] = [job for job in configuration()["scrape_configs"] if "dns_sd_configs" in job]
-    [discovery] = job["dns_sd_configs"]
-    assert job["job_name"] == "simple-diffusion"
-    assert (discovery["names"], discovery["type"], discovery["port"]) == (["server"], "A", 8080)
+def test_every_replica_is_scraped_and_envoy_too() -> None:
+    found = {
+        job["job_name"]: [(each["names"], each["type"], each["port"]) for each in discoveries]
+        for job in configuration()["scrape_configs"]
+        if (discoveries := job.get("dns_sd_configs"))
+    }
+    [listener] = [
+        each
+        for each in envoy_process.configuration()["static_resources"]["listeners"]
+        if each["name"] == "metrics"
+    ]
+    envoy_port = listener["address"]["socket_address"]["port_value"]
+    assert found == {
+        "simple-diffusion": [(["server"], "A", 8080)],
+        "envoy": [(["envoy"], "A", envoy_port)],
+    }
 
 
 @pytest.mark.parametrize("name", RULES)
