@@ -4,7 +4,6 @@ import socket
 import struct
 import time
 from dataclasses import dataclass, field
-from types import TracebackType
 from typing import Self
 
 import h2.config
@@ -65,12 +64,7 @@ class RawConnection:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self.socket.close()
 
     def begin(self, path: str = GENERATE, **metadata: str) -> int:

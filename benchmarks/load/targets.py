@@ -4,7 +4,6 @@ import asyncio
 import base64
 import json
 from collections.abc import Callable
-from types import TracebackType
 from typing import Any, Protocol, Self
 
 import httpx
@@ -25,12 +24,7 @@ class Target(Protocol):
     async def __aenter__(self) -> Self:
         """Connects."""
 
-    async def __aexit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
+    async def __aexit__(self, *_: object) -> None:
         """Disconnects."""
 
     async def draw(self, drawing: Drawing) -> Pixels:
