@@ -3,12 +3,12 @@
 import datetime as dt
 import importlib.metadata
 import json
-import os
 import platform
 import re
 import shlex
 import statistics
 import sys
+import time
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -59,9 +59,21 @@ def machine() -> dict[str, Any]:
         "system": f"{platform.system()} {platform.machine()}",
         "python": platform.python_version(),
         "packages": {name: _version(name) for name in _PACKAGES},
-        # How busy the machine was in the last minute: above 0.5, the figures are not to be trusted.
-        "load_before": round(os.getloadavg()[0], 2),
+        "busy_before": busy_share(),
     }
+
+
+def busy_share(seconds: float = 1.0) -> float | None:
+    """Share of all CPU time that others use while this process sleeps; None if it cannot be told.
+
+    Time that another virtual machine took from this one ("steal") counts too.
+    """
+    first = _cpu_times()
+    time.sleep(seconds)
+    passed = [after - before for before, after in zip(first, _cpu_times(), strict=True)]
+    total = sum(passed)
+    idle = sum(passed[3:5])  # idle, and waiting for a disk
+    return round(1 - idle / total, 3) if total else None
 
 
 def save(
@@ -135,6 +147,12 @@ def _command() -> str:
     module = sys.modules["__main__"].__spec__
     name = (module.name if module else sys.argv[0]).removesuffix(".__main__")
     return shlex.join(["python", "-m", name, *sys.argv[1:]])
+
+
+def _cpu_times() -> list[int]:
+    """Of all CPUs together: user, nice, system, idle, iowait, irq, softirq, steal; see proc(5)."""
+    line = re.match(r"cpu +(.+)", _read("/proc/stat"))
+    return [int(each) for each in line[1].split()[:8]] if line else []
 
 
 def _version(package: str) -> str | None:

@@ -1,6 +1,9 @@
 """The page of results says what the results hold, and nothing else."""
 
 import json
+import os
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +17,7 @@ REPOSITORY = Path(__file__).resolve().parent.parent
 
 
 def write(directory: Path, name: str, data: dict[str, Any], **changes: Any) -> None:
-    machine = results.machine() | {"load_before": 0.1, "cpus": 2}
+    machine = results.machine() | {"busy_before": 0.02, "cpus": 2}
     result = {
         "benchmark": name, "command": f"python -m {name}", "quick": False, "date": "2026-01-02",
         "machine": machine, "data": data,
@@ -78,10 +81,25 @@ def test_what_was_not_measured_is_said(tmp_path: Path) -> None:
 def test_figures_that_mean_nothing_are_called_so(tmp_path: Path) -> None:
     write(tmp_path, "engine", engine(0.96), quick=True)
     assert "A quick run" in compose(tmp_path)
-    write(tmp_path, "engine", engine(0.96), machine=results.machine() | {"load_before": 7.0})
-    assert "busy with other work" in compose(tmp_path)
+    write(tmp_path, "engine", engine(0.96), machine=results.machine() | {"busy_before": 0.7})
+    page = compose(tmp_path)
+    assert "Other work took 70 % of the CPUs just before. **The machine was not quiet" in page
 
 
 def test_no_results_are_no_page(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="holds no results"):
         compose(tmp_path)
+
+
+def test_a_busy_machine_is_noticed() -> None:
+    program = "import time\nwhile time.process_time() < 30: pass"
+    cpus = os.cpu_count() or 1
+    busy = [subprocess.Popen([sys.executable, "-c", program]) for _ in range(cpus)]
+    try:
+        share = results.busy_share(0.5)
+    finally:
+        for process in busy:
+            process.kill()
+            process.wait()
+    assert share is not None
+    assert 0.5 < share <= 1.0

@@ -98,7 +98,7 @@ def dataclass_as_dict(value: Any) -> Any:
 def a_result(data: dict[str, Any]) -> dict[str, Any]:
     machine = {
         "cpu": "a CPU", "cpus": 2, "features": [], "memory_gib": 4.0, "system": "Linux",
-        "python": "3.11.0", "packages": {}, "load_before": 0.0,
+        "python": "3.11.0", "packages": {}, "busy_before": 0.0,
     }  # fmt: skip
     return {
         "benchmark": "peers", "command": "python -m benchmarks.peers", "quick": False,

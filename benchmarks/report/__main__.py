@@ -42,6 +42,9 @@ _INTRODUCTION = (
 )
 
 
+_TOO_BUSY = 0.1  # of all CPU time, just before a benchmark began
+
+
 def compose(directory: Path) -> str:
     """The page, from every result in a directory.
 
@@ -71,12 +74,15 @@ def _origin(result: dict[str, Any]) -> str:
     text = (
         f"`{result['command']}` on {result['date']}: {machine['cpus']} CPUs of {machine['cpu']}"
         f" ({', '.join(machine['features'])}), {machine['memory_gib']:g} GiB, {machine['system']},"
-        f" Python {machine['python']}, {packages}; load before the run {machine['load_before']:g}."
+        f" Python {machine['python']}, {packages}."
     )
     if result["quick"]:
         text += " **A quick run: it shows that the benchmark works, its figures mean nothing.**"
-    elif machine["load_before"] > 0.5 * machine["cpus"]:
-        text += " **The machine was busy with other work: the figures are not to be trusted.**"
+    busy = machine["busy_before"]
+    if busy is not None:
+        text += f" Other work took {100 * busy:.0f} % of the CPUs just before."
+    if busy is not None and busy > _TOO_BUSY:
+        text += " **The machine was not quiet: the figures are not to be trusted.**"
     return text
 
 
