@@ -38,7 +38,7 @@ def test_the_server_does_what_its_document_says(tmp_path: Path, with_tokens: boo
         tokens.write_text(TOKEN)
         flags += ("--auth-tokens-file", str(tokens))
         # The limits are not for everybody, so they are not in the document.
-        options += ["--exclude-checks", "positive_data_acceptance"]
+        options += ["--exclude-checks", "positive_data_acceptance", "--phases", "fuzzing"]
     with running_server(bundle, flags=flags) as server:
         document = f"http://127.0.0.1:{server.http_port}/openapi.json"
         program = [sys.executable, "-m", "schemathesis.cli", "--config-file", str(configuration)]
