@@ -1,12 +1,19 @@
 """The benchmark of the metrics: that it counts what a server counts, and sees what it costs."""
 
+import statistics
 import time
 
 import pytest
 
 from benchmarks.metrics_overhead import METHOD, MODEL, Cost, Counting, measure
+from serving.bundle import load_bundle
+from serving.denoiser import EngineModel
 from serving.engine import StepStats
+from serving.lane_count import measure_lane_count
+from serving.network import embedding_table, make_network
 from tests.fakes import FakeNetwork, fake_model
+from tests.fault_figures import Record
+from tests.server_process import MNIST
 
 
 def test_steps_and_the_requests_that_they_finish_are_counted() -> None:
@@ -34,3 +41,14 @@ def test_the_figures_are_medians() -> None:
         "8 lanes: metrics take 0.20% of the time (at most 0.90% in a turn); throughput with them"
         " 0.998 of that without (0.970 to 1.010 in 3 turns)"
     )
+
+
+@pytest.mark.fault
+def test_the_metrics_cost_less_than_a_hundredth_of_the_throughput(figure: Record) -> None:
+    bundle = load_bundle(MNIST)
+    network = make_network(bundle, "cpu")
+    model = EngineModel.from_manifest(bundle.manifest, embedding_table(bundle))
+    lanes = measure_lane_count(model, network).max_lanes
+    share = statistics.median(measure(model, network, lanes, turns=10).shares)
+    figure("share of the time that goes into metrics", share, "< 0.01")
+    assert share < 0.01
