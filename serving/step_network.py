@@ -4,27 +4,18 @@ The images stay on the device from their first noise to their last step. To it g
 row, from it comes one, and the images and previews that somebody waits for.
 """
 
-import dataclasses
 from collections.abc import Callable
 from dataclasses import dataclass
-from importlib import resources
 from typing import Protocol
 
 import numpy as np
 
-from serving.bundle import UNET_NAME, Bundle
+from serving.bundle import Bundle
 from serving.cpu_count import usable_cpus
-from serving.device import (
-    INTEGERS,
-    NUMBERS,
-    Control,
-    Device,
-    Provider,
-    StepTensors,
-    Tensor,
-)
+from serving.device import Control, Device, Provider, StepTensors
 from serving.lanes import BoolArray, Float32Array
-from serving.onnx_session import BoundCall, Session, Signature, unet_signature
+from serving.onnx_session import BoundCall
+from serving.step_graph import StepGraph
 
 BUCKETS = (1, 2, 4, 8, 16, 32, 48, 64, 96, 128, 192, 256, 384, 512, 768, 1024)
 """Rows of a batch: each size is a graph of its own. Between two, a batch is padded."""
@@ -86,18 +77,7 @@ class StepNetwork:
         self._device = device
         self._tenant: Tenant | None = None
         manifest = bundle.manifest
-        inputs, outputs = unet_signature(bundle)
-        # Two messages, one after the other, are their merged message: see export.update_graph.
-        update = resources.files("serving").joinpath("update.onnx").read_bytes()
-        self._session = Session(
-            bundle,
-            UNET_NAME,
-            bundle.unet_onnx + update,
-            inputs | _UPDATE_INPUTS,
-            outputs | _UPDATE_OUTPUTS,
-            num_threads=self.num_threads,
-            device=device,
-        )
+        self._graph = StepGraph(bundle, device, self.num_threads)
         image, emb = manifest.image_shape, manifest.embedding_width
         embeddings = manifest.schedule.num_train_timesteps * (manifest.null_label + 1)
         self._tensors = StepTensors(
@@ -225,57 +205,8 @@ class StepNetwork:
     def _bound(self, bucket: int) -> "_BoundStep":
         bound = self._steps.get(bucket)
         if bound is None:
-            tensors = self._tensors
-            inputs = {
-                "x_t": tensors.x_t,
-                "emb": tensors.emb,
-                "step.x_0_previous": tensors.x_0_previous,
-                "step.noise": tensors.noise,
-            }
-            outputs = {
-                "eps": tensors.eps,
-                "step.x": tensors.x,
-                "step.x_0": tensors.x_0,
-                "step.checksum": tensors.checksum,
-            }
-            control = self._controls[bucket]
-            call = self._session.bind(
-                self.buckets.index(bucket) + 1,
-                {name: _first_rows(tensor, bucket) for name, tensor in inputs.items()}
-                | {
-                    f"step.{name}": self._numbers(control, name, bucket)
-                    for name in ("null_row", *NUMBERS)
-                },
-                {name: _first_rows(tensor, bucket) for name, tensor in outputs.items()},
-            )
-            prepare = self._device.preparation(tensors, bucket)
+            number = self.buckets.index(bucket) + 1
+            call = self._graph.bind(self._tensors, self._controls[bucket], bucket, number)
+            prepare = self._device.preparation(self._tensors, bucket)
             bound = self._steps[bucket] = _BoundStep(prepare, call)
         return bound
-
-    def _numbers(self, control: Control, name: str, bucket: int) -> Tensor:
-        """A row of the control as an input of the graph."""
-        integer = name in INTEGERS
-        return Tensor(
-            self._tensors.control.pointer + control.offset_bytes(name),
-            (bucket,) if integer else (bucket, 1, 1, 1),
-            np.dtype(np.int64 if integer else np.float32),
-            self._tensors.control.memory,
-        )
-
-
-def _first_rows(tensor: Tensor, rows: int) -> Tensor:
-    return dataclasses.replace(tensor, shape=(rows, *tensor.shape[1:]))
-
-
-_IMAGE = ("tensor(float)", None)
-_UPDATE_INPUTS: Signature = {
-    "step.null_row": ("tensor(int64)", None),
-    "step.x_0_previous": _IMAGE,
-    "step.noise": _IMAGE,
-    **{f"step.{name}": ("tensor(float)", None) for name in NUMBERS},
-}
-_UPDATE_OUTPUTS: Signature = {
-    "step.x": _IMAGE,
-    "step.x_0": _IMAGE,
-    "step.checksum": ("tensor(float)", None),
-}
