@@ -145,9 +145,14 @@ class ProcessTarget:
         await self._turn.acquire()
         answer = asyncio.ensure_future(self._ask(drawing.to_json()))
         # Also of a request that is given up meanwhile, the answer must be read before the next.
-        answer.add_done_callback(lambda _: self._turn.release())
+        answer.add_done_callback(self._answered)
         data = await asyncio.shield(answer)
         return pixels_from_bytes(base64.b64decode(data), drawing.count)
+
+    def _answered(self, answer: asyncio.Future[bytes]) -> None:
+        self._turn.release()
+        if not answer.cancelled():
+            answer.exception()  # of a request that was given up, nobody else asks for it
 
     async def _ask(self, line: str) -> bytes:
         assert self._process.stdin is not None
