@@ -92,9 +92,9 @@ PEERS = (
     loop("ONNX Runtime loop", None, "onnx", "unet.onnx in a NumPy loop, 2 threads"),
     loop("diffusers, eager fp32", ".venv-peers", "eager-fp32", "DiffusionPipeline, channels_last"),
     # Compiled for each number of rows, so for few of them.
-    loop("diffusers, compile fp32", ".venv-peers", "compile-fp32", "the same with torch.compile", 16, 64),
-    loop("diffusers, eager bf16", ".venv-peers", "eager-bf16", "the same in bfloat16"),
-    loop("diffusers, compile bf16", ".venv-peers", "compile-bf16", "the same with both", 16, 64),
+    loop("diffusers, compile fp32", ".venv-peers", "compile-fp32", "with torch.compile", 16, 64),
+    loop("diffusers, eager bf16", ".venv-peers", "eager-bf16", "autocast to bfloat16"),
+    loop("diffusers, compile bf16", ".venv-peers", "compile-bf16", "with torch.compile in bfloat16", 16, 64),
     Peer(
         "Triton",
         ".venv-triton",
