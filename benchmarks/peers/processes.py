@@ -94,7 +94,7 @@ PEERS = (
     # Compiled for each number of rows, so for few of them.
     loop("diffusers, compile fp32", ".venv-peers", "compile-fp32", "with torch.compile", 16, 64),
     loop("diffusers, eager bf16", ".venv-peers", "eager-bf16", "autocast to bfloat16"),
-    loop("diffusers, compile bf16", ".venv-peers", "compile-bf16", "with torch.compile in bfloat16", 16, 64),
+    loop("diffusers, compile bf16", ".venv-peers", "compile-bf16", "both of them", 16, 64),
     Peer(
         "Triton",
         ".venv-triton",
