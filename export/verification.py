@@ -3,6 +3,7 @@
 Every number is computed on the CPU in float32, in PyTorch and in ONNX Runtime.
 """
 
+import itertools
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any, cast
@@ -12,6 +13,7 @@ import numpy.typing as npt
 import onnx
 import torch
 from onnx import TensorProto
+from tqdm import tqdm
 
 from diffusion.noise import standard_normal
 from diffusion.plan import Float32Array, Int64Array
@@ -47,6 +49,8 @@ TRAJECTORIES = (("ddpm", 50), ("dpmpp_2m", 20))
 """Samplers and num_steps of the trajectories, besides the bundle's default."""
 
 IMAGES_PER_LABEL = 2
+
+_EPS_CHECKS = 3 * len(BATCH_SIZES) + 1
 
 _SEED = 20200619
 
@@ -125,9 +129,14 @@ def verify(
         t, label = (
             axis.ravel() for axis in np.meshgrid(timesteps.astype(np.int64), np.arange(labels))
         )
-        found.checks.extend(_eps_checks(model, schedule, onnx_model, t, label))
-        for trajectory in _trajectories(schedule, default):
-            found.checks.append(_trajectory_check(model, schedule, onnx_model, trajectory))
+        trajectories = _trajectories(schedule, default)
+        checks = itertools.chain(
+            _eps_checks(model, schedule, onnx_model, t, label),
+            (_trajectory_check(model, schedule, onnx_model, each) for each in trajectories),
+        )
+        total = _EPS_CHECKS + len(trajectories)
+        for check in tqdm(checks, "verifying", total, unit="check", leave=False, disable=None):
+            found.checks.append(check)
     except GraphError as error:
         raise VerificationFailed(str(error), found) from error
     _require_passed(found)

@@ -37,6 +37,22 @@ class AsyncClient:
 
     Close it with `aclose`, or use it in an `async with`. It belongs to the event loop in which it
     is used first.
+
+    Args:
+        target: HOST:PORT, or several with commas between them, which take turns. A server that
+            cannot be reached is passed over, and what it was asked goes to the next one.
+        timeout_seconds: above 0; how long a call may take, attempts and waits together, unless it
+            says otherwise.
+        retry: which failures are tried again and when; None for never.
+        wait_for_ready: try UNAVAILABLE again for as long as there is time, because the server may
+            still be starting.
+        tls: None for a connection that is not encrypted.
+        token: sent as `authorization: Bearer TOKEN`. Without `tls`, everybody on the way can read
+            it.
+
+    Raises:
+        ValueError: for a target, timeout or token that makes no sense.
+        OSError: if a file of `tls` cannot be read.
     """
 
     def __init__(
@@ -74,7 +90,19 @@ class AsyncClient:
         timeout_seconds: float | None = None,
         **options: Unpack[RequestOptions],
     ) -> Generation:
-        """Draws `count` images of `label` and returns all of them; see `Client.generate`.
+        """Draws `count` images of `label` and returns all of them.
+
+        Args:
+            label: class index, 0 .. labels of the model - 1.
+            count: images wanted, 1 .. `Catalog.max_images_per_request`.
+            timeout_seconds: above 0, for all attempts together; None for the client's.
+            **options: what is left out or None is the model's default:
+                seed: uint64; the same one gives the same images. None draws one, see the answer's.
+                model: name of a model; empty for the server's first.
+                sampler: "ddpm", "ddim", "dpmpp_2m" or "ddim_stochastic"; None for the model's.
+                num_steps: reverse steps per image, 1 .. T of the model; None for the model's.
+                guidance_scale: 0 .. 20, 1 is the plain conditional model; None for the model's.
+                first_index: index of the first image under the seed, 0 or more.
 
         Raises:
             ClientError: if the server refuses, fails or cannot be reached.
@@ -94,7 +122,22 @@ class AsyncClient:
         timeout_seconds: float | None = None,
         **options: Unpack[RequestOptions],
     ) -> AsyncImageStream:
-        """Draws images; iterating gives each one as it finishes; see `Client.stream`.
+        """Draws the images that `generate` draws; iterating gives each one as it finishes.
+
+        A stream that breaks is taken up again where it broke, as the retry policy says.
+
+        Args:
+            label: class index, 0 .. labels of the model - 1.
+            count: images wanted, 1 .. `Catalog.max_images_per_request`.
+            preview_every: 0 for none; k for a Preview of each image after every k-th step.
+            timeout_seconds: above 0, for the whole stream, from now on; None for the client's.
+            **options: what is left out or None is the model's default:
+                seed: uint64; the same one gives the same images. None draws one, see the answer's.
+                model: name of a model; empty for the server's first.
+                sampler: "ddpm", "ddim", "dpmpp_2m" or "ddim_stochastic"; None for the model's.
+                num_steps: reverse steps per image, 1 .. T of the model; None for the model's.
+                guidance_scale: 0 .. 20, 1 is the plain conditional model; None for the model's.
+                first_index: index of the first image under the seed, 0 or more.
 
         Raises:
             ValueError: if a value does not even fit the message. Iterating raises ClientError.
@@ -104,7 +147,14 @@ class AsyncClient:
         return AsyncImageStream(Resumption(request), attempts, self._send_stream, self._pause)
 
     async def models(self, *, timeout_seconds: float | None = None) -> Catalog:
-        """Returns what the server can draw. Raises ClientError."""
+        """Returns what the server can draw.
+
+        Args:
+            timeout_seconds: above 0, for all attempts together; None for the client's.
+
+        Raises:
+            ClientError: if the server fails or cannot be reached.
+        """
         attempts = self._settings.attempts(timeout_seconds)
         request = pb.ListModelsRequest()
         response = await self._call(lambda server: server.diffusion.ListModels, request, attempts)
@@ -113,7 +163,17 @@ class AsyncClient:
     async def health(
         self, service: str = READINESS, *, timeout_seconds: float | None = None
     ) -> str:
-        """Returns "SERVING" or "NOT_SERVING"; see `Client.health`. Raises ClientError."""
+        """Returns "SERVING" or "NOT_SERVING" for readiness, or for the process (service "").
+
+        Of several servers, the first that answers is heard. Nothing is waited for.
+
+        Args:
+            service: which health is asked for: the readiness, or "" for the process.
+            timeout_seconds: above 0, for all servers together; None for the client's.
+
+        Raises:
+            ClientError: if nobody answers, or the server has no such service.
+        """
         attempts = self._settings.health_attempts(timeout_seconds)
         request = health_pb2.HealthCheckRequest(service=service)
         response = await self._call(lambda server: server.health.Check, request, attempts)
@@ -121,6 +181,9 @@ class AsyncClient:
 
     async def wait_ready(self, timeout_seconds: float) -> None:
         """Waits until a server is ready for requests.
+
+        Args:
+            timeout_seconds: how long, at least 0.
 
         Raises:
             ClientError: if none is ready in time.

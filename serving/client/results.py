@@ -18,7 +18,12 @@ _SAMPLER_NAMES: dict[int, str] = {number: name for name, number in SAMPLERS.item
 
 @dataclass(frozen=True, slots=True, eq=False)
 class GeneratedImage:
-    """One image: its index under the seed, and its pixels, uint8 [H, W, C]."""
+    """One image.
+
+    Attributes:
+        index: under the seed, 0 or more.
+        pixels: uint8 [H, W, C], C is 1 (grey) or 3 (RGB); 0 is black.
+    """
 
     index: int
     pixels: Pixels
@@ -44,6 +49,13 @@ class Summary:
     """How the images of one request were made. These values give the same pixels again.
 
     Attributes:
+        label: class index that was asked for.
+        seed: uint64; drawn, if none was asked for.
+        model: name of the model.
+        model_version: of its weights.
+        sampler: "ddpm", "ddim", "dpmpp_2m" or "ddim_stochastic".
+        num_steps: reverse steps per image, 1 .. T of the model.
+        guidance_scale: 0 .. 20; 1 is the plain conditional model.
         queue_seconds: from acceptance until the first image entered a batch.
         compute_seconds: from then until the last image was finished.
     """
@@ -61,7 +73,11 @@ class Summary:
 
 @dataclass(frozen=True, slots=True)
 class Generation(Summary):
-    """The images of one request, in the order of their indices, and how they were made."""
+    """The images of one request, and how they were made (`Summary`).
+
+    Attributes:
+        images: in the order of their indices.
+    """
 
     images: tuple[GeneratedImage, ...]
 

@@ -50,7 +50,11 @@ class RetryPolicy:
             )
 
     def longest_backoff_seconds(self, waits: int) -> float:
-        """The upper end of the wait after so many earlier ones."""
+        """The upper end of the wait after so many earlier ones, in seconds.
+
+        Args:
+            waits: of the call so far, 0 or more.
+        """
         # The exponent is bounded, or a call that waits for hours would overflow a float.
         grown = self.initial_backoff_seconds * self.backoff_multiplier ** min(waits, 64)
         return min(self.max_backoff_seconds, grown)

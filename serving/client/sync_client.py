@@ -40,8 +40,8 @@ class Client:
     Args:
         target: HOST:PORT, or several with commas between them, which take turns. A server that
             cannot be reached is passed over, and what it was asked goes to the next one.
-        timeout_seconds: how long a call may take, attempts and waits together, unless it says
-            otherwise.
+        timeout_seconds: above 0; how long a call may take, attempts and waits together, unless it
+            says otherwise.
         retry: which failures are tried again and when; None for never.
         wait_for_ready: try UNAVAILABLE again for as long as there is time, because the server may
             still be starting.
@@ -94,11 +94,16 @@ class Client:
         """Draws `count` images of `label` and returns all of them.
 
         Args:
-            label: class index.
-            count: images wanted.
-            timeout_seconds: for this call; None for the client's.
-            **options: seed, model, sampler, num_steps, guidance_scale, first_index; see
-                RequestOptions.
+            label: class index, 0 .. labels of the model - 1.
+            count: images wanted, 1 .. `Catalog.max_images_per_request`.
+            timeout_seconds: above 0, for all attempts together; None for the client's.
+            **options: what is left out or None is the model's default:
+                seed: uint64; the same one gives the same images. None draws one, see the answer's.
+                model: name of a model; empty for the server's first.
+                sampler: "ddpm", "ddim", "dpmpp_2m" or "ddim_stochastic"; None for the model's.
+                num_steps: reverse steps per image, 1 .. T of the model; None for the model's.
+                guidance_scale: 0 .. 20, 1 is the plain conditional model; None for the model's.
+                first_index: index of the first image under the seed, 0 or more.
 
         Raises:
             ClientError: if the server refuses, fails or cannot be reached.
@@ -123,11 +128,17 @@ class Client:
         A stream that breaks is taken up again where it broke, as the retry policy says.
 
         Args:
-            label: class index.
-            count: images wanted.
+            label: class index, 0 .. labels of the model - 1.
+            count: images wanted, 1 .. `Catalog.max_images_per_request`.
             preview_every: 0 for none; k for a Preview of each image after every k-th step.
-            timeout_seconds: for the whole stream, from now on; None for the client's.
-            **options: as for `generate`.
+            timeout_seconds: above 0, for the whole stream, from now on; None for the client's.
+            **options: what is left out or None is the model's default:
+                seed: uint64; the same one gives the same images. None draws one, see the answer's.
+                model: name of a model; empty for the server's first.
+                sampler: "ddpm", "ddim", "dpmpp_2m" or "ddim_stochastic"; None for the model's.
+                num_steps: reverse steps per image, 1 .. T of the model; None for the model's.
+                guidance_scale: 0 .. 20, 1 is the plain conditional model; None for the model's.
+                first_index: index of the first image under the seed, 0 or more.
 
         Raises:
             ValueError: if a value does not even fit the message. Iterating raises ClientError.
@@ -137,7 +148,14 @@ class Client:
         return ImageStream(Resumption(request), attempts, self._send_stream, self._pause)
 
     def models(self, *, timeout_seconds: float | None = None) -> Catalog:
-        """Returns what the server can draw. Raises ClientError."""
+        """Returns what the server can draw.
+
+        Args:
+            timeout_seconds: above 0, for all attempts together; None for the client's.
+
+        Raises:
+            ClientError: if the server fails or cannot be reached.
+        """
         attempts = self._settings.attempts(timeout_seconds)
         request = pb.ListModelsRequest()
         response = self._call(lambda server: server.diffusion.ListModels, request, attempts)
@@ -147,6 +165,10 @@ class Client:
         """Returns "SERVING" or "NOT_SERVING" for readiness, or for the process (service "").
 
         Of several servers, the first that answers is heard. Nothing is waited for.
+
+        Args:
+            service: which health is asked for: the readiness, or "" for the process.
+            timeout_seconds: above 0, for all servers together; None for the client's.
 
         Raises:
             ClientError: if nobody answers, or the server has no such service.
@@ -158,6 +180,9 @@ class Client:
 
     def wait_ready(self, timeout_seconds: float) -> None:
         """Waits until a server is ready for requests.
+
+        Args:
+            timeout_seconds: how long, at least 0.
 
         Raises:
             ClientError: if none is ready in time.
