@@ -11,7 +11,7 @@ from serving.client.dataset.unfinished import DatasetError, Unfinished
 from serving.client.results import Generation
 from serving.client.sync_client import Client
 
-MAX_IMAGES_PER_REQUEST = 256
+MAX_IMAGES_PER_REQUEST = 128
 """Enough for a full batch, and little to draw again when a run is interrupted."""
 
 
