@@ -34,7 +34,7 @@ PROTOS := simple_diffusion/v1/diffusion.proto
 export ORT_DISABLE_TELEMETRY := 1
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: help demo serve train export quantize evaluate ablate load bench test fault-test compose-test check format stubs dashboard constraints docs-pictures clean
+.PHONY: help demo serve train export quantize evaluate ablate load bench test fault-test compose-test check format stubs dashboard constraints docs-pictures notebook clean
 .PHONY: bench-peers-env bench-peers bench-engine bench-limit bench-startup bench-training bench-gpu bench-report
 
 help: ## List the targets
@@ -70,6 +70,9 @@ evaluate: $(FULL_STAMP) ## Measure how good a model is: a page and pictures (ARG
 
 docs-pictures: $(FULL_STAMP) ## Draw the pictures of docs/how-it-works.md anew, from the model
 	PYTHONPATH=. $(FULL_PYTHON) -m tools.docs_pictures $(ARGS)
+
+notebook: $(FULL_STAMP) ## Run docs/notebook.ipynb from front to back and keep what it shows
+	$(FULL_PYTHON) tools/run_notebook.py $(ARGS)
 
 ablate: $(FULL_STAMP) ## Measure one change of the recipe at a time (hours; ARGS="--help")
 	PYTHONPATH=. $(FULL_PYTHON) tools/ablate.py $(ARGS)

@@ -90,6 +90,7 @@ def picture(generations: list[Generation], scale: int) -> Pixels:
 @click.option("--scale", type=click.IntRange(1, 16), default=3, help="Enlargement of a pixel.")
 def main(model: Path, output: Path, count: int, seed: int, scale: int) -> None:
     """Serves a model, asks it for images of every label, and writes them as one picture."""
+    click.echo(f"starting a server with {model}: a few seconds", err=True)
     start_seconds = time.monotonic()
     with running_server(model) as target:
         ready_seconds = time.monotonic() - start_seconds
