@@ -3,9 +3,15 @@
 Takes the flags of `python -m training.train`. The run in runs/NAME becomes the bundle models/NAME.
 """
 
-import logging
 import signal
 import sys
+
+if __name__ == "__main__":
+    # The first process of a container is not ended by a signal that it does not handle, and the
+    # imports below take seconds.
+    signal.signal(signal.SIGTERM, lambda number, _: sys.exit(128 + number))
+
+import logging
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -34,6 +40,4 @@ def main(arguments: Sequence[str]) -> int:
 
 
 if __name__ == "__main__":
-    # The first process of a container is not ended by a signal that it does not handle.
-    signal.signal(signal.SIGTERM, lambda number, _: sys.exit(128 + number))
     sys.exit(main(sys.argv[1:]))
