@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 from collections.abc import Awaitable, Callable, Coroutine
+from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
@@ -56,17 +57,16 @@ class _Generate:
                 self._service, "HttpGenerate", request, send, partial(self._whole, kind == PNG)
             )
 
-    async def _whole(
-        self, as_png: bool, exchange: Exchange, message: bytes, _: EventStream
-    ) -> Response:
+    async def _whole(self, as_png: bool, asked: "_Asked") -> Response:
         return await self._service.generate(
-            exchange, partial(_read, message, as_png), _png if as_png else _json
+            asked.exchange, partial(_read, asked.body, as_png), _png if as_png else _json
         )
 
-    async def _stream(self, exchange: Exchange, message: bytes, stream: EventStream) -> None:
+    async def _stream(self, asked: "_Asked") -> None:
+        stream = asked.stream
         async with stream.kept_alive():
             await self._service.generate_stream(
-                exchange, partial(read, message), answers.event, stream.write, stream.begin
+                asked.exchange, partial(read, asked.body), answers.event, stream.write, stream.begin
             )
 
 
@@ -78,18 +78,26 @@ class _Models:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answers one request."""
+        await _answer(self._service, "HttpListModels", Request(scope, receive), send, self._list)
 
-        async def work(_: Exchange, __: bytes, ___: EventStream) -> Response:
-            return Response(answers.json_body(self._service.list_models()), media_type=JSON)
-
-        await _answer(self._service, "HttpListModels", Request(scope, receive), send, work)
+    async def _list(self, _: "_Asked") -> Response:
+        return Response(answers.json_body(self._service.list_models()), media_type=JSON)
 
 
-Work = Callable[[Exchange, bytes, EventStream], Awaitable[Response | None]]
+@dataclass(frozen=True, slots=True)
+class _Asked:
+    """A request that has arrived as a whole, and the answer that can be written to it in pieces."""
+
+    exchange: Exchange
+    body: bytes
+    stream: EventStream
+
+
+_Work = Callable[[_Asked], Awaitable[Response | None]]
 
 
 async def _answer(
-    service: DiffusionService, method: str, request: Request, send: Send, work: Work
+    service: DiffusionService, method: str, request: Request, send: Send, work: _Work
 ) -> None:
     """Gives a request its one status, and an answer if there is anybody left to read it.
 
@@ -101,17 +109,15 @@ async def _answer(
     stream = EventStream(send, headers)
     arrived = asyncio.Event()
 
-    async def receive() -> bytes:
+    async def receive() -> _Asked:
         call.check()
         body = await receive_body(request)
         arrived.set()
-        return body
+        return _Asked(exchange, body, stream)
 
     async def answer() -> None:
         try:
-            response = await service.exchanges.run(
-                exchange, receive, lambda body: work(exchange, body, stream)
-            )
+            response = await service.exchanges.run(exchange, receive, work)
         except RefusedError as refused:
             if stream.begun:
                 await stream.fail(errors.refused_fields(refused))
