@@ -15,6 +15,7 @@ PAGES = (
     "docs/architecture.md",
     "docs/benchmarks.md",
     "docs/capacity.md",
+    "docs/client.md",
     "docs/deployment.md",
     "docs/how-it-works.md",
     "docs/http.md",
