@@ -171,6 +171,20 @@ def test_the_card_holds_what_made_it_and_its_command_makes_it_again(
     assert contents(again) == contents(output)
 
 
+def test_a_scale_that_no_float32_has_is_the_same_by_default_and_by_name(tmp_path: Path) -> None:
+    bundle = write_tiny_bundle(tmp_path / "tiny")
+    manifest = json.loads((bundle / "manifest.json").read_text())
+    manifest["defaults"]["guidance_scale"] = 1.7
+    (bundle / "manifest.json").write_text(json.dumps(manifest))
+    with running_server(bundle) as server:
+        assert run(server.target, tmp_path / "new").exit_code == 0
+        again = run(server.target, tmp_path / "new", "--guidance-scale", 1.7)
+    assert again.output == f"{tmp_path / 'new'} is complete already\n"
+    card = json.loads((tmp_path / "new" / "dataset.json").read_text())
+    assert card["plan"]["guidance_scale"] == 1.7
+    assert "--guidance-scale 1.7 " in card["command"]
+
+
 def test_the_sums_are_those_of_all_files(output: Path) -> None:
     checked = subprocess.run(
         ["sha256sum", "--check", "--quiet", "SHA256SUMS"], cwd=output, check=False

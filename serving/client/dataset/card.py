@@ -45,7 +45,7 @@ def command(plan: DatasetPlan) -> str:
     arguments = [
         *("--count", plan.train_count, "--test-count", plan.test_count, "--seed", plan.seed),
         *("--labels", labels, "--model", plan.model, "--sampler", plan.sampler),
-        *("--num-steps", plan.num_steps, "--guidance-scale", f"{plan.guidance_scale:g}"),
+        *("--num-steps", plan.num_steps, "--guidance-scale", plan.guidance_scale),
         *(part for name in plan.formats for part in ("--format", name)),
     ]
     program = "python -m serving.client dataset"

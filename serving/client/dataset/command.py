@@ -112,24 +112,13 @@ def dataset(
             weights = label_weights(labels, model)
         except ValueError as error:
             raise click.BadParameter(str(error), param_hint="'--labels'") from None
-        plan = DatasetPlan(
-            model=model.name,
-            model_version=model.version,
-            sampler=drawing.sampler or model.default_sampler,
-            num_steps=drawing.num_steps or model.default_num_steps,
-            guidance_scale=(
-                model.default_guidance_scale
-                if drawing.guidance_scale is None
-                else drawing.guidance_scale
-            ),
+        plan = _plan(
+            model,
+            drawing,
             seed=seed,
-            label_names=model.label_names,
             label_weights=weights,
             train_count=count,
             test_count=test_count,
-            height=model.height,
-            width=model.width,
-            channels=model.channels,
             formats=tuple(name for name in FORMATS if name in formats),
         )
         drawn, card = 0, writing.finished(output, plan)
@@ -151,6 +140,24 @@ def dataset(
         f" {seconds:.1f} s ({drawn} drawn now, {drawn / seconds:.1f} images/s), model {plan.model}"
         f" {plan.model_version}, {plan.sampler} {plan.num_steps} steps, guidance"
         f" {plan.guidance_scale:g}, seed {seed}"
+    )
+
+
+def _plan(model: Model, drawing: Drawing, **asked: Any) -> DatasetPlan:
+    scale = drawing.guidance_scale
+    scale = model.default_guidance_scale if scale is None else scale
+    return DatasetPlan(
+        model=model.name,
+        model_version=model.version,
+        sampler=drawing.sampler or model.default_sampler,
+        num_steps=drawing.num_steps or model.default_num_steps,
+        # It came, or goes, as a float32: 1.7 and not 1.7000000476837158.
+        guidance_scale=float(f"{scale:.7g}"),
+        label_names=model.label_names,
+        height=model.height,
+        width=model.width,
+        channels=model.channels,
+        **asked,
     )
 
 
