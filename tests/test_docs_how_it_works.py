@@ -94,9 +94,10 @@ def assert_alike(measured: Data, committed: Data) -> None:
         assert (array.dtype, array.shape) == (stored.dtype, stored.shape), name
         if array.dtype == np.uint8:
             difference = np.abs(array.astype(np.int16) - stored)
-            assert difference.mean() < BRIGHTNESS_TOLERANCE, name
+            assert difference.mean() < BRIGHTNESS_TOLERANCE, f"{name}: make docs-pictures"
         else:
-            np.testing.assert_allclose(array, stored, rtol=1e-3, atol=1e-3, err_msg=name)
+            hint = f"{name}: make docs-pictures"
+            np.testing.assert_allclose(array, stored, rtol=1e-3, atol=1e-3, err_msg=hint)
 
 
 def test_other_numbers_and_other_pixels_are_found() -> None:
