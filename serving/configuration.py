@@ -94,10 +94,16 @@ class ServerConfig:
         "CPU threads of one network call; by default the CPUs that this process may use.",
         kind=click.IntRange(1, 1024),
     )
+    spin: bool = flag(
+        False,
+        "Let the CPU threads of a network call wait for each other awake: more images per second"
+        " and less latency where only this server uses its CPUs, much less and more where others"
+        " use them too.",
+    )
     max_lanes: int | Literal["auto"] = flag(
         "auto",
         "Images denoised at once, per model. auto: the smallest number that gives 95 % of the best"
-        " throughput, measured at the start in a second or two.",
+        " throughput in steps of at most 50 ms, measured at the start in a second.",
         kind=AutoOrInteger(1, 4096),
     )
     max_queued_images: int = flag(

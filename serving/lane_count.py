@@ -20,6 +20,10 @@ to end before its thread has to pause looks quick, and a server would keep that 
 GOOD_ENOUGH = 0.95
 """Of the best images per second: the smallest batch that reaches this is chosen."""
 
+LONGEST_STEP_SECONDS = 0.05
+"""A step that takes longer is too long a wait for whoever comes while it runs, and its memory is
+kept: what larger batches would still gain is not worth these, unless --max-lanes says so."""
+
 _ROUNDS = 5
 _BUDGET_SECONDS = 1.5
 _NO_BETTER = 2  # sizes in a row without a new best that end the search
@@ -53,19 +57,22 @@ def measure_lane_count(
     *,
     candidates: tuple[int, ...] | None = None,
     budget_seconds: float = _BUDGET_SECONDS,
+    longest_step_seconds: float = LONGEST_STEP_SECONDS,
     clock: Callable[[], float] = time.perf_counter,
 ) -> LaneCount:
     """Times whole engine steps at several sizes and chooses one.
 
-    Larger sizes are not tried once they have stopped being better. Then all are timed again in
-    turns, so that a moment in which the machine is busy harms all of them alike. It takes about
-    `budget_seconds` at most: after that, no step is begun but the first.
+    Larger sizes are not tried once they have stopped being better or take too long. Then all are
+    timed again in turns, so that a moment in which the machine is busy harms all of them alike. It
+    takes about `budget_seconds` at most: after that, no step is begun but the first.
 
     Args:
         model: what the network draws.
         network: the noise predictor.
         candidates: lanes to try, ascending; None for CANDIDATES, or what the network has room for.
         budget_seconds: above 0.
+        longest_step_seconds: above 0; a size whose step takes longer is not chosen, unless none of
+            FEWEST lanes or more takes less.
         clock: seconds, monotonic.
 
     Raises:
@@ -87,18 +94,18 @@ def measure_lane_count(
         if not in_turns:
             for _ in range(_ROUNDS - 1):
                 trial.step()
-        if clock() > end:
-            break
         if lanes >= fewest:
             no_better = 0 if trial.rate > best else no_better + 1
             best = max(best, trial.rate)
-        if no_better == _NO_BETTER:
+        too_long = lanes >= fewest and trial.step_seconds > longest_step_seconds
+        if clock() > end or no_better == _NO_BETTER or too_long:
             break
     for trial in trials * (_ROUNDS - 1) if in_turns else []:
         if clock() > end:
             break
         trial.step()
     able = [trial for trial in trials if trial.lanes >= fewest] or trials[-1:]
+    able = [trial for trial in able if trial.step_seconds <= longest_step_seconds] or able[:1]
     enough = GOOD_ENOUGH * max(trial.rate for trial in able)
     chosen = next(trial.lanes for trial in able if trial.rate >= enough)
     step_seconds = {trial.lanes: trial.step_seconds for trial in trials}

@@ -60,7 +60,12 @@ class EngineSettings:
 
 
 def load_models(
-    paths: tuple[Path, ...], *, provider: str, num_threads: int | None, settings: EngineSettings
+    paths: tuple[Path, ...],
+    *,
+    provider: str,
+    num_threads: int | None,
+    spin: bool = False,
+    settings: EngineSettings,
 ) -> list[LoadedModel]:
     """Loads bundles, makes their sessions and runs their self-tests, which are the warm-up too.
 
@@ -71,7 +76,7 @@ def load_models(
     chosen = resolve_provider(provider)
     loaded: dict[str, LoadedModel] = {}
     for path in paths:
-        model = load_model(path, chosen, num_threads, settings)
+        model = load_model(path, chosen, num_threads, settings, spin=spin)
         if model.served.name in loaded:
             raise BundleError(
                 f"bundle {str(path)!r}: a model named {model.served.name!r} is loaded already"
@@ -81,7 +86,12 @@ def load_models(
 
 
 def load_model(
-    path: Path, provider: Provider, num_threads: int | None, settings: EngineSettings
+    path: Path,
+    provider: Provider,
+    num_threads: int | None,
+    settings: EngineSettings,
+    *,
+    spin: bool = False,
 ) -> LoadedModel:
     """Loads one bundle, as load_models does.
 
@@ -92,7 +102,7 @@ def load_model(
     manifest = bundle.manifest
     fixed = settings.max_lanes
     network = make_network(
-        bundle, provider, num_threads, max_lanes=None if fixed == "auto" else fixed
+        bundle, provider, num_threads, spin=spin, max_lanes=None if fixed == "auto" else fixed
     )
     model = EngineModel.from_manifest(manifest, embedding_table(bundle, num_threads=num_threads))
     # On CUDA the sizes that are run are the buckets, and all of them are tried.

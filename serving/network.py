@@ -40,12 +40,15 @@ class OnnxNetwork:
     provider: Provider = "cpu"
     buckets: tuple[int, ...] = ()
 
-    def __init__(self, bundle: Bundle, *, num_threads: int | None = None) -> None:
+    def __init__(
+        self, bundle: Bundle, *, num_threads: int | None = None, spin: bool = False
+    ) -> None:
         """Loads the graph.
 
         Args:
             bundle: checked by load_bundle.
             num_threads: for one call; None for usable_cpus().
+            spin: whether they wait for each other awake.
 
         Raises:
             BundleError: if unet.onnx does not load or is not what the manifest says.
@@ -53,8 +56,9 @@ class OnnxNetwork:
         self.num_threads = num_threads or usable_cpus()
         inputs, outputs = unet_signature(bundle)
         self._session = Session(
-            bundle, UNET_NAME, bundle.unet_onnx, inputs, outputs, num_threads=self.num_threads
-        )
+            bundle, UNET_NAME, bundle.unet_onnx, inputs, outputs, num_threads=self.num_threads,
+            spin=spin,
+        )  # fmt: skip
 
     def __call__(self, x_t: Float32Array, emb: Float32Array, /) -> Float32Array:
         """x_t float32 [B, C, H, W], emb float32 [B, E] -> eps float32 [B, C, H, W], a new array.
@@ -74,6 +78,7 @@ def make_network(
     provider: Provider,
     num_threads: int | None = None,
     *,
+    spin: bool = False,
     max_lanes: int | None = None,
 ) -> OnnxNetwork | StepNetwork:
     """The network of a bundle, as it is fast where it runs.
@@ -82,6 +87,7 @@ def make_network(
         bundle: checked by load_bundle.
         provider: from resolve_provider.
         num_threads: for one call on the CPU; None for usable_cpus().
+        spin: whether these threads wait for each other awake.
         max_lanes: images in one batch at most; None for as many as are useful. On the CPU there is
             no limit.
 
@@ -90,7 +96,7 @@ def make_network(
         ProviderError: if it would not run on `provider`.
     """
     if provider == "cpu":
-        return OnnxNetwork(bundle, num_threads=num_threads)
+        return OnnxNetwork(bundle, num_threads=num_threads, spin=spin)
     resolve_provider(provider)
     try:
         return StepNetwork(bundle, CudaDevice(), max_rows=2 * (max_lanes or _MAX_LANES))

@@ -80,6 +80,7 @@ class Session:
         outputs: Signature,
         *,
         num_threads: int,
+        spin: bool = False,
         device: Device | None = None,
     ) -> None:
         """Loads the graph.
@@ -91,6 +92,7 @@ class Session:
             inputs: what its inputs must be.
             outputs: what its outputs must be.
             num_threads: for one call on the CPU.
+            spin: whether these threads wait for each other awake within a call.
             device: whose memory calls are bound to; None for the host's. On CUDA every node has
                 to run there: a call is recorded once as a CUDA graph and replayed from then on.
 
@@ -103,7 +105,7 @@ class Session:
         if device is not None and provider == "cuda":
             options = {"enable_cuda_graph": "1", "user_compute_stream": str(device.stream)}
         try:
-            self._session = _session(content, provider, num_threads, options)
+            self._session = _session(content, provider, num_threads, options, spin=spin)
         except Exception as error:
             raise BundleError(
                 f"bundle {bundle.manifest.name}: {name} does not load ({one_line(error)})"
@@ -208,14 +210,20 @@ def _require_cuda() -> None:
 
 
 def _session(
-    content: bytes, provider: Provider, num_threads: int, cuda_options: Mapping[str, str]
+    content: bytes,
+    provider: Provider,
+    num_threads: int,
+    cuda_options: Mapping[str, str],
+    *,
+    spin: bool = False,
 ) -> onnxruntime.InferenceSession:
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = num_threads
     options.inter_op_num_threads = 1
     options.log_severity_level = _LOG_SEVERITY
-    # Threads that spin between calls take the cores from the edge of the server.
-    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+    options.add_session_config_entry("session.intra_op.allow_spinning", "1" if spin else "0")
+    # Threads that spin between calls would take the cores from the edge of the server.
+    options.add_session_config_entry("session.force_spinning_stop", "1")
     options.add_session_config_entry("session.inter_op.allow_spinning", "0")
     options.add_session_config_entry("session.record_ep_graph_assignment_info", "1")
     providers: Sequence[Any] = [_CPU]

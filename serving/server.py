@@ -118,6 +118,7 @@ class Server:
             config.models,
             provider=config.provider,
             num_threads=config.num_threads,
+            spin=config.spin,
             settings=_engine_settings(config),
         )
 
@@ -156,7 +157,9 @@ class Server:
             lanes = before.engine.statistics().lanes_capacity
             settings = dataclasses.replace(_engine_settings(config), max_lanes=lanes)
             return await on_daemon_thread(
-                lambda: load_model(path, before.provider, config.num_threads, settings)
+                lambda: load_model(
+                    path, before.provider, config.num_threads, settings, spin=config.spin
+                )
             )
 
         def install(model: LoadedModel) -> None:

@@ -11,11 +11,18 @@ MODEL = fake_model(num_train_timesteps=3, image_shape=(1, 1, 4))
 
 
 def measured(
-    seconds_per_row: float, fixed_seconds: float = 0.0, *, budget_seconds: float = 1e6
+    seconds_per_row: float,
+    fixed_seconds: float = 0.0,
+    *,
+    budget_seconds: float = 1e6,
+    longest_step_seconds: float = 1e6,
 ) -> LaneCount:
     clock = FakeClock()
     network = FakeNetwork(clock, seconds_per_row, fixed_seconds=fixed_seconds)
-    return measure_lane_count(MODEL, network, budget_seconds=budget_seconds, clock=clock)
+    return measure_lane_count(
+        MODEL, network, budget_seconds=budget_seconds, longest_step_seconds=longest_step_seconds,
+        clock=clock,
+    )  # fmt: skip
 
 
 @pytest.mark.parametrize(
@@ -43,12 +50,22 @@ def test_it_ends_when_larger_batches_are_no_better_or_its_time_is_up() -> None:
     assert hurried.seconds == pytest.approx(8.0, rel=0.02)
 
 
+def test_a_batch_whose_step_is_too_long_to_wait_for_is_not_chosen() -> None:
+    # 24 and more lanes would be faster.
+    chosen = measured(1.0, 4.0, longest_step_seconds=20.0)
+    assert list(chosen.step_seconds) == [1, 8, 12, 16, 24]  # the first that is too long ends it
+    assert chosen.max_lanes == 16
+    assert measured(1.0, 3.0, longest_step_seconds=0.5).max_lanes == FEWEST
+
+
 def test_fewer_lanes_are_taken_only_where_no_more_may_be() -> None:
     clock = FakeClock()
     network = FakeNetwork(clock, 1.0)
     for most in (1, 4):
         candidates = tuple(range(1, most + 1))
-        chosen = measure_lane_count(MODEL, network, candidates=candidates, clock=clock)
+        chosen = measure_lane_count(
+            MODEL, network, candidates=candidates, longest_step_seconds=1e6, clock=clock
+        )
         assert chosen.max_lanes == min(FEWEST, max(chosen.step_seconds))
 
 
@@ -64,7 +81,9 @@ def test_other_work_on_the_machine_does_not_change_what_is_chosen(seed: int) -> 
             network.seconds_per_row = network.fixed_seconds = slower
 
     network.on_call = change_pace
-    chosen = measure_lane_count(MODEL, network, budget_seconds=1e6, clock=clock).max_lanes
+    chosen = measure_lane_count(
+        MODEL, network, budget_seconds=1e6, longest_step_seconds=1e6, clock=clock
+    ).max_lanes
     assert 8 <= chosen <= 64  # 24 on a quiet one; 8 give 92 % of what 24 do
 
 

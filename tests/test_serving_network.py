@@ -83,7 +83,7 @@ def test_the_tiny_bundle_is_drawn_from_end_to_end(bundle: Bundle) -> None:
     assert {pixels.shape for pixels in sink.images.values()} == {SHAPE}
 
 
-def test_the_number_of_threads_is_set_and_spinning_is_off(
+def test_the_number_of_threads_is_set_and_they_spin_only_if_told_to_and_never_between_calls(
     bundle: Bundle, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     made: list[Any] = []
@@ -95,14 +95,17 @@ def test_the_number_of_threads_is_set_and_spinning_is_off(
 
     monkeypatch.setattr(onnxruntime, "InferenceSession", spy)
     assert OnnxNetwork(bundle, num_threads=3).num_threads == 3
-    assert OnnxNetwork(bundle).num_threads == usable_cpus()
+    assert OnnxNetwork(bundle, spin=True).num_threads == usable_cpus()
     options = made[0]["sess_options"]
     assert options.intra_op_num_threads == 3
     assert options.inter_op_num_threads == 1
     assert options.get_session_config_entry("session.intra_op.allow_spinning") == "0"
     assert made[0]["providers"] == ["CPUExecutionProvider"]
     assert made[0]["enable_fallback"] == 0
-    assert made[1]["sess_options"].intra_op_num_threads == usable_cpus()
+    spinning = made[1]["sess_options"]
+    assert spinning.intra_op_num_threads == usable_cpus()
+    assert spinning.get_session_config_entry("session.intra_op.allow_spinning") == "1"
+    assert spinning.get_session_config_entry("session.force_spinning_stop") == "1"
 
 
 def without(model: onnx.ModelProto, name: str) -> onnx.ModelProto:
