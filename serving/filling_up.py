@@ -12,8 +12,10 @@ Int64Array = npt.NDArray[np.int64]
 Float64Array = npt.NDArray[np.float64]
 BoolArray = npt.NDArray[np.bool_]
 
-FILLER_STRETCH = 2.0
-"""How much longer a step may take with those that fill it up than without them."""
+FILLER_STRETCH = 2.6
+"""How much longer a step may take with those that fill it up than without them. With 2 a large
+request keeps too little of its pace beside small ones, with 4 small ones wait too long; measured
+on two cores (docs/promises.md)."""
 
 FILLER_EFFICIENCY = 0.9
 """Rows per second, relative to those of a full batch, beyond which a step is not filled up."""

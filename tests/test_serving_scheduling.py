@@ -203,7 +203,9 @@ def test_filling_up_is_counted_in_rows_where_lanes_are_guided() -> None:
     queue = WorkQueue(4)
     add(queue, 0, 4, 10)
     guided = queue.add(1, 1000, image_work=20, num_steps=10, deadline_seconds=NEVER)
-    assert allot(queue, 64, StepCost(4.0, 1.0))[guided] == 4  # eight rows beside four
+    cost = StepCost(4.0, 1.0)
+    rows = 4 + 2 * allot(queue, 64, cost)[guided]
+    assert cost.seconds(rows) <= FILLER_STRETCH * cost.seconds(4) < cost.seconds(rows + 2)
 
 
 def test_images_are_allotted_until_they_are_finished() -> None:
