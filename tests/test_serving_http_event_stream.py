@@ -96,7 +96,7 @@ async def test_a_slow_reader_loses_previews_and_no_image_and_holds_up_nobody() -
 
 
 @pytest.mark.xfail(
-    reason="on an idle machine the answer fits into the buffers on the way", strict=False
+    reason="on an idle machine the answer fits into the buffers on the way", run=False
 )
 async def test_a_stream_that_nobody_reads_ends_at_its_deadline() -> None:
     async with running_edge() as edge, http_client(edge) as client:

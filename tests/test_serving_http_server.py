@@ -58,7 +58,7 @@ async def test_a_request_that_takes_longer_than_a_head_may_is_answered(
 
 
 @pytest.mark.xfail(
-    reason="on an idle machine the answer fits into the buffers on the way", strict=False
+    reason="on an idle machine the answer fits into the buffers on the way", run=False
 )
 async def test_a_client_that_takes_nothing_of_its_answer_is_disconnected_and_cancelled(
     monkeypatch: pytest.MonkeyPatch,
