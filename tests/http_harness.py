@@ -18,6 +18,11 @@ from tests.edge_harness import Edge
 
 GENERATE = "/v1/generate"
 SMALL_BUFFER = 4096  # of connections, so that the server feels who does not read
+UNREAD_IMAGES = 2000
+"""Their events alone, without previews, are more than asyncio (64 KiB) and the connection hold: an
+answer to somebody who does not read is never complete, however quick the engine is."""
+UNREAD = {"max_images_per_request": UNREAD_IMAGES, "max_queued_images": UNREAD_IMAGES}
+"""What an edge has to allow for that."""
 
 
 @contextlib.asynccontextmanager
