@@ -9,8 +9,6 @@ calls per second) over the turns; 1 would be an engine that costs nothing.
 
 import dataclasses
 import statistics
-import time
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -18,6 +16,7 @@ import click
 import numpy as np
 
 from benchmarks import results
+from benchmarks.pace import times_per_second
 from benchmarks.results import Spread
 from diffusion.samplers import SAMPLERS
 from serving.bundle import load_bundle
@@ -113,23 +112,13 @@ def measure(
         network(x_t, emb)
 
     for warm_up in (bare, saturated.step):
-        _per_second(warm_up, 0.5 * turn_seconds)
+        times_per_second(warm_up, 0.5 * turn_seconds)
     calls, steps = [], []
     for _ in range(turns):
-        calls.append(_per_second(bare, turn_seconds))
-        steps.append(_per_second(saturated.step, turn_seconds))
+        calls.append(times_per_second(bare, turn_seconds))
+        steps.append(times_per_second(saturated.step, turn_seconds))
     ratios = tuple(step / call for step, call in zip(steps, calls, strict=True))
     return Overhead(lanes, statistics.median(calls), statistics.median(steps), ratios)
-
-
-def _per_second(work: Callable[[], object], seconds: float) -> float:
-    begin = now = time.perf_counter()
-    times = 0
-    while now - begin < seconds:
-        work()
-        times += 1
-        now = time.perf_counter()
-    return times / (now - begin)
 
 
 @click.command()

@@ -14,6 +14,7 @@ import sys
 import time
 from collections.abc import Sequence
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,7 @@ import numpy.typing as npt
 
 from benchmarks import results
 from benchmarks.engine_overhead import Saturated
+from benchmarks.pace import times_per_second
 from benchmarks.results import Spread
 from serving.bundle import load_bundle
 from serving.denoiser import EngineModel, Network
@@ -86,8 +88,8 @@ def bucket_steps(
         network.replay(lanes)
         bare, steps = [], []
         for _ in range(turns):
-            bare.append(_seconds_per_call(lambda rows=lanes: network.replay(rows), turn_seconds))
-            steps.append(_seconds_per_call(saturated.step, turn_seconds))
+            bare.append(1 / times_per_second(partial(network.replay, lanes), turn_seconds))
+            steps.append(1 / times_per_second(saturated.step, turn_seconds))
         ratios = [step / replay for step, replay in zip(steps, bare, strict=True)]
         found.append(
             {
@@ -147,16 +149,6 @@ def of_peer(python: Path, model: Path, rows: Sequence[int], images: int) -> dict
     ).stdout.splitlines()[-1]
     measured: dict[str, Any] = json.loads(last)
     return measured
-
-
-def _seconds_per_call(call: Any, seconds: float) -> float:
-    begin = now = time.perf_counter()
-    calls = 0
-    while now - begin < seconds:
-        call()
-        calls += 1
-        now = time.perf_counter()
-    return (now - begin) / calls
 
 
 @click.command()

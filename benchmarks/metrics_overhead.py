@@ -16,6 +16,7 @@ from pathlib import Path
 import click
 
 from benchmarks.engine_overhead import Saturated
+from benchmarks.pace import times_per_second
 from serving.bundle import load_bundle
 from serving.denoiser import EngineModel, Network
 from serving.engine import StepStats
@@ -116,27 +117,19 @@ def measure(
         scrape_seconds: how often everything is published.
     """
     saturated, counting = Saturated(model, network, lanes, "ddpm"), Counting(scrape_seconds)
-    _steps_per_second(saturated, None, 0.5 * turn_seconds)
+
+    def counted() -> None:
+        counting.count(saturated.step())
+
+    times_per_second(saturated.step, 0.5 * turn_seconds)
     shares, ratios = [], []
     for _ in range(turns):
-        without = _steps_per_second(saturated, None, turn_seconds)
+        without = times_per_second(saturated.step, turn_seconds)
         before, begin = counting.seconds, time.perf_counter()
-        with_metrics = _steps_per_second(saturated, counting, turn_seconds)
+        with_metrics = times_per_second(counted, turn_seconds)
         shares.append((counting.seconds - before) / (time.perf_counter() - begin))
         ratios.append(with_metrics / without)
     return Cost(lanes, tuple(shares), tuple(ratios))
-
-
-def _steps_per_second(saturated: Saturated, counting: Counting | None, seconds: float) -> float:
-    begin = now = time.perf_counter()
-    steps = 0
-    while now - begin < seconds:
-        stats = saturated.step()
-        if counting is not None:
-            counting.count(stats)
-        steps += 1
-        now = time.perf_counter()
-    return steps / (now - begin)
 
 
 @click.command()
