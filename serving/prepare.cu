@@ -2,7 +2,7 @@
 //
 // One block of threads per network row. The noise is that of diffusion/noise.py to the bit: integer
 // operations, one exact conversion, one rounded multiplication, one rounded addition.
-// `control` is written by serving/step_tensors.py; the layout is described there.
+// `control` is serving.device.Control, where its layout is described.
 
 struct Words {
   unsigned int at[4];
