@@ -207,6 +207,56 @@ def test_the_newest_two_checkpoints_are_kept(tmp_path: Path) -> None:
     ]
 
 
+# --- It starts from the weights of another ----------------------------------------------------
+
+
+def test_a_run_goes_on_from_the_ema_weights_of_another_and_counts_its_cost_too(
+    tmp_path: Path,
+) -> None:
+    first = load_checkpoint(run(tiny_config(tmp_path / "first")))
+    further = tiny_config(tmp_path / "further", initialize_from=tmp_path / "first", seed=1)
+    trainer = Trainer(further, small_digits(), resolve_placement(further), Processes())
+    trainer.start_from(first)
+    for name, value in trainer.model.state_dict().items():
+        assert torch.equal(value, first.ema_state[name]), name
+        assert torch.equal(trainer.ema.state[name], first.ema_state[name]), name
+
+    last = load_checkpoint(run(further))
+    assert last.train_step == TRAIN_STEPS
+    assert last.provenance["initialized_from"] == first.provenance
+    for name in ("images_seen", "training_flop"):
+        assert last.provenance[name] == 2 * first.provenance[name]
+    assert last.provenance["wall_seconds"] >= first.provenance["wall_seconds"]
+    assert read_log(further.output)[-1]["epoch"] == pytest.approx(0.16)
+
+
+def test_a_run_that_goes_on_from_another_is_resumed_to_the_bit(tmp_path: Path) -> None:
+    source = run(tiny_config(tmp_path / "first"))  # the file itself will do as well as its folder
+    whole = tiny_config(tmp_path / "whole", initialize_from=source, seed=1)
+    expected = load_checkpoint(run(whole))
+    half = dataclasses.replace(whole, output=tmp_path / "half", stop_after=TRAIN_STEPS // 2)
+    run(half)
+    resumed = load_checkpoint(run(dataclasses.replace(half, resume=True, stop_after=0)))
+    assert_equal_to_the_bit(resumed, expected)
+    assert resumed.provenance["images_seen"] == expected.provenance["images_seen"]
+
+
+@pytest.mark.parametrize(
+    ("changes", "named"),
+    [
+        ({"embedding_width": 32}, "model.embedding_width: the checkpoint has 16, asked for 32"),
+        ({"schedule": "linear"}, "schedule: the checkpoint has 'cosine', asked for 'linear'"),
+    ],
+)
+def test_weights_of_another_network_are_no_start(
+    tmp_path: Path, changes: dict[str, Any], named: str
+) -> None:
+    run(tiny_config(tmp_path / "first"))
+    further = tiny_config(tmp_path / "further", initialize_from=tmp_path / "first", **changes)
+    with pytest.raises(CheckpointError, match=re.escape(named)):
+        run(further)
+
+
 # --- It measures and keeps the best ----------------------------------------------------------
 
 

@@ -139,17 +139,40 @@ def require_same_run(saved: TrainConfig, asked: TrainConfig) -> None:
     Raises:
         CheckpointError: names every field that differs, with both values.
     """
+    differing = [
+        text for name, text in _differences(saved, asked).items() if name not in FREE_ON_RESUME
+    ]
+    if differing:
+        raise CheckpointError("cannot resume another configuration: " + "; ".join(differing))
+
+
+def require_same_network(saved: TrainConfig, asked: TrainConfig) -> None:
+    """Refuse weights that were trained to say something else: another network, other noise levels.
+
+    Raises:
+        CheckpointError: names every field that differs, with both values.
+    """
+    differing = [
+        text
+        for name, text in _differences(saved, asked).items()
+        if name in {"schedule", "num_train_timesteps"}
+        or (name.startswith("model.") and name != "model.dropout")
+    ]
+    if differing:
+        raise CheckpointError("cannot start from another network: " + "; ".join(differing))
+
+
+def _differences(saved: TrainConfig, asked: TrainConfig) -> dict[str, str]:
+    """Fields that differ, and how; those of the network are called model.NAME."""
     old, new = to_dict(saved), to_dict(asked)
     old_model, new_model = old.pop("model"), new.pop("model")
     old |= {f"model.{name}": value for name, value in old_model.items()}
     new |= {f"model.{name}": value for name, value in new_model.items()}
-    differing = [
-        f"{name}: the checkpoint has {old.get(name)!r}, asked for {new.get(name)!r}"
+    return {
+        name: f"{name}: the checkpoint has {old.get(name)!r}, asked for {new.get(name)!r}"
         for name in sorted(old.keys() | new.keys())
-        if name not in FREE_ON_RESUME and old.get(name) != new.get(name)
-    ]
-    if differing:
-        raise CheckpointError("cannot resume another configuration: " + "; ".join(differing))
+        if old.get(name) != new.get(name)
+    }
 
 
 def ema_model(checkpoint: Checkpoint) -> DiffusionModel:

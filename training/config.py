@@ -113,6 +113,9 @@ class TrainConfig:
     """Where checkpoints, logs, samples and curves go."""
     resume: bool = False
     """Continue from the newest checkpoint in ``output``, to the bit."""
+    initialize_from: Path | None = None
+    """Checkpoint, or folder of a run, whose EMA weights the run starts from in place of random
+    ones: to train a model further, or on other data. The rest begins anew."""
     dry_run: bool = False
     """Print the resolved configuration and stop."""
     overfit_one_batch: int = 0
@@ -329,5 +332,6 @@ def from_dict(plain: dict[str, Any]) -> TrainConfig:
     model = {"prediction": "eps"} | plain.pop("model")
     model["widths"] = tuple(model["widths"])
     plain["output"] = Path(plain["output"])
-    plain["data_dir"] = None if plain["data_dir"] is None else Path(plain["data_dir"])
+    for name in ("data_dir", "initialize_from"):  # the latter is younger than the first runs
+        plain[name] = None if plain.get(name) is None else Path(plain[name])
     return TrainConfig(model=ModelConfig(**model), **plain)

@@ -9,7 +9,13 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from training.checkpoint import CheckpointError, checkpoint_path, ema_model, save_checkpoint
+from training.checkpoint import (
+    CheckpointError,
+    checkpoint_path,
+    ema_model,
+    load_checkpoint,
+    save_checkpoint,
+)
 from training.config import TrainConfig
 from training.cost import remaining_seconds, training_flop
 from training.datasets import Dataset
@@ -74,7 +80,7 @@ class Loop:
                 self._losses.append(trainer.run_train_step())
                 records.advance()
                 step = trainer.train_step
-                if step == 1:
+                if step == 1 and trainer.initialized_from is None:
                     self._look_at_initial_loss()
                 is_last = step == self.end
                 validates = is_last or _is_due(step, config.validate_every)
@@ -136,7 +142,7 @@ class Loop:
         figures = {
             "loss": loss,
             "learning_rate": trainer.optimizer.param_groups[-1]["lr"],
-            "epoch": trainer.images_seen / len(trainer.images),
+            "epoch": trainer.train_step * self.config.batch_size / len(trainer.images),
             "images_per_second": len(losses) * self.config.batch_size / (now - self._window_start),
             "progress": trainer.train_step / trainer.total,
             "eta_seconds": remaining_seconds(
@@ -215,6 +221,15 @@ def train(
             logger.info("resumed from %s", path)
     else:
         require_unused(config.output)
+        if (source := config.initialize_from) is not None:
+            path, checkpoint = (
+                load_newest_whole(source, warn=processes.is_main)
+                if source.is_dir()
+                else (source, load_checkpoint(source))
+            )
+            trainer.start_from(checkpoint)
+            if processes.is_main:
+                logger.info("weights of %s", path)
     if not processes.agree(trainer.train_step, placement.device):
         raise CheckpointError(
             f"{config.output}: the processes found checkpoints of different train steps; all "

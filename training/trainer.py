@@ -15,6 +15,7 @@ from training.checkpoint import (
     Checkpoint,
     CheckpointError,
     flatten_optimizer,
+    require_same_network,
     require_same_run,
     restore_optimizer,
 )
@@ -81,9 +82,22 @@ class Trainer:
             ids = [device] if device.type == "cuda" else None
             self.loss = DistributedDataParallel(self.loss, device_ids=ids)
         self.train_step = 0
-        self.wall_seconds = 0.0  # over all sessions of the run
+        self.wall_seconds = 0.0  # over all sessions of the run, and of the one it started from
+        self.initialized_from: dict[str, Any] | None = None  # provenance of that one
         self.validation: dict[str, float] = {}  # what was measured last, and its train step
         self.code = running_code()
+
+    def start_from(self, checkpoint: Checkpoint) -> None:
+        """Take over the EMA weights of another run, and nothing else of it.
+
+        Raises:
+            CheckpointError: they are of another network.
+        """
+        require_same_network(checkpoint.config, self.config)
+        self.model.load_state_dict(checkpoint.ema_state)
+        self.ema = PowerEma(self.model, self.config.ema_relative_width)
+        self.initialized_from = checkpoint.provenance
+        self.wall_seconds = checkpoint.provenance["wall_seconds"]
 
     def restore(self, checkpoint: Checkpoint) -> None:
         """Continue from a checkpoint of the same run.
@@ -103,6 +117,7 @@ class Trainer:
         self.train_step = checkpoint.train_step
         self.wall_seconds = checkpoint.provenance["wall_seconds"]
         self.validation = checkpoint.provenance.get("validation", {})
+        self.initialized_from = checkpoint.provenance.get("initialized_from")
 
     def checkpoint(self) -> Checkpoint:
         """What a checkpoint of now would hold."""
@@ -117,6 +132,7 @@ class Trainer:
             ).tolist(),
             "label_names": list(names),
             "train_steps_total": self.total,
+            "initialized_from": self.initialized_from,
             "images_seen": self.images_seen,
             "training_flop": training_flop(self.config.model, self.images_seen),
             "wall_seconds": round(self.wall_seconds, 1),
@@ -134,8 +150,9 @@ class Trainer:
 
     @property
     def images_seen(self) -> int:
-        """Training images so far, with repetition."""
-        return self.train_step * self.config.batch_size
+        """Training images so far, with repetition, and those of the run it started from."""
+        before: int = (self.initialized_from or {}).get("images_seen", 0)
+        return before + self.train_step * self.config.batch_size
 
     def micro_batches(self, step: int) -> list[MicroBatch]:
         """This process's images and random numbers of train step 1..total, in equal parts."""
