@@ -21,6 +21,7 @@ from benchmarks.results import Spread
 from diffusion.samplers import SAMPLERS
 from serving.bundle import load_bundle
 from serving.denoiser import EngineModel, Network
+from serving.device import PROVIDER_CHOICES
 from serving.engine import Engine, StepStats
 from serving.lane_count import measure_lane_count
 from serving.network import embedding_table, make_network, resolve_provider
@@ -125,7 +126,7 @@ def measure(
 @click.option("--model", type=click.Path(path_type=Path), default="models/mnist", show_default=True)
 @click.option("--lanes", type=click.IntRange(1), help="By default what a server would choose.")
 @click.option("--sampler", type=click.Choice(list(SAMPLERS)), default="ddpm", show_default=True)
-@click.option("--provider", type=click.Choice(["auto", "cpu", "cuda"]), default="auto")
+@click.option("--provider", type=click.Choice(PROVIDER_CHOICES), default="auto")
 @click.option("--num-threads", type=click.IntRange(1))
 @click.option("--turns", type=click.IntRange(1), default=15, show_default=True)
 @click.option("--turn-seconds", type=float, default=1.0, show_default=True)

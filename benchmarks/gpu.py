@@ -120,7 +120,7 @@ def refusal_without_a_device() -> str:
         RuntimeError: if it was given one after all.
     """
     script = (
-        "from serving.onnx_session import ProviderError, resolve_provider\n"
+        "from serving.network import ProviderError, resolve_provider\n"
         "try: print('got', resolve_provider('cuda'))\n"
         "except ProviderError as error: print('refused:', error)\n"
     )

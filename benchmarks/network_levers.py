@@ -4,8 +4,8 @@ Every lever is a way to write the graph or to set up the session. Calls of all o
 turns, in CPU time of one thread, which other work on the machine disturbs little; a lever's ratio
 is its fastest call against the fastest call of the bundle as it is.
 
-Ways to use several threads are timed by the clock, and need a machine that does nothing else:
-`--threads 2`.
+Ways to use several threads, OpenVINO among them, are timed by the clock, and need a machine that
+does nothing else: `--threads 2`.
 """
 
 import itertools
@@ -14,7 +14,7 @@ import statistics
 import time
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +29,8 @@ import onnxruntime
 from benchmarks import graph_levers
 from export.quantization import Call, in_8_bits, network_calls, sensitive_convolutions
 from serving.bundle import Bundle, load_bundle
+from serving.network import OnnxNetwork
+from serving.openvino_network import OpenVinoNetwork
 
 Calls = list[Call]
 Way = Callable[[Mapping[str, npt.NDArray[Any]]], npt.NDArray[Any]]
@@ -194,6 +196,33 @@ def thread_ways(bundle: Bundle, threads: int) -> dict[str, Way]:
     }
 
 
+def runtimes(bundle: Bundle, calls: Calls, threads: int) -> dict[str, Way]:
+    """The server's networks, in float32 and in 8 bits; the first is the bundle as it is."""
+    model = onnx.shape_inference.infer_shapes(onnx.load_from_string(bundle.unet_onnx))
+    quantised = in_8_bits(model, calls, sensitive_convolutions(model)).SerializeToString()
+    in_bits = {"float32": bundle, "8 bits": replace(bundle, unet_onnx=quantised)}
+    kinds = {"ONNX Runtime": OnnxNetwork, "OpenVINO": OpenVinoNetwork}
+
+    def way(network: OnnxNetwork | OpenVinoNetwork) -> Way:
+        return lambda given: network(given["x_t"], given["emb"])
+
+    return {
+        f"{runtime}, {precision}": way(kind(each, num_threads=threads))
+        for runtime, kind in kinds.items()
+        for precision, each in in_bits.items()
+    }
+
+
+def way_differences(ways: Mapping[str, Way], calls: Calls) -> dict[str, float]:
+    """Root mean square of eps against the first's."""
+    first = next(iter(ways.values()))
+    found = {}
+    for name, way in ways.items():
+        squares = [np.mean((way(call) - first(call)) ** 2, dtype=np.float64) for call in calls]
+        found[name] = float(np.sqrt(np.mean(squares)))
+    return found
+
+
 def measure_ways(ways: Mapping[str, Way], calls: Calls, rows: int, turns: int) -> dict[str, float]:
     """The median call of every way, seconds by the clock."""
     given = {name: np.concatenate([call[name] for call in calls])[:rows] for name in ("x_t", "emb")}
@@ -231,9 +260,11 @@ def main(*, model: Path, turns: int, threads: int) -> None:
     calls = network_calls(bundle, seed=1)
     runtime = f"{bundle.manifest.name}, ONNX Runtime {onnxruntime.__version__}"
     if threads > 1:
-        ways = thread_ways(bundle, threads)
-        times = {rows: measure_ways(ways, calls, rows, turns) for rows in ROWS}
-        print_table(f"{runtime}, {threads} threads by the clock", times, dict.fromkeys(ways, "0"))
+        held_out = network_calls(bundle, seed=2)
+        for ways in (thread_ways(bundle, threads), runtimes(bundle, calls, threads)):
+            last = {name: f"{rms:.2g}" for name, rms in way_differences(ways, held_out).items()}
+            times = {rows: measure_ways(ways, calls, rows, turns) for rows in ROWS}
+            print_table(f"{runtime}, {threads} threads by the clock", times, last)
         return
     tried = levers(bundle, calls)
     off = differences(tried, calls)

@@ -35,6 +35,7 @@ from evaluation.sampling import ImageSource
 from evaluation.setting import FORM, parse_setting
 from evaluation.store import Store
 from serving.bundle import BundleError
+from serving.device import PROVIDER_CHOICES
 from serving.network import ProviderError
 from training.config import require
 from training.datasets import DATASETS, DatasetError, load_dataset
@@ -67,7 +68,7 @@ _FAILURES = (BundleError, DatasetError, OSError, ProviderError, RuntimeError, Va
 @click.option("--dataset", type=click.Choice(sorted(DATASETS)),
               help="[default: what the bundle was trained on]")  # fmt: skip
 @click.option("--data-dir", type=click.Path(path_type=Path), help="Directory with the IDX files.")
-@click.option("--provider", type=click.Choice(["auto", "cpu", "cuda"]), default="auto",
+@click.option("--provider", type=click.Choice(PROVIDER_CHOICES), default="auto",
               help="Where images are drawn.")  # fmt: skip
 @click.option("--judges", type=click.Path(path_type=Path), default=JUDGES, show_default=False,
               help="Directory with DATASET/*.onnx. [default: the shipped ones]")  # fmt: skip

@@ -29,7 +29,7 @@ def load_network(path: str | Path, provider: str = "auto") -> tuple[EngineModel,
 
     Args:
         path: models/NAME.
-        provider: auto, cpu or cuda.
+        provider: one of ``serving.device.PROVIDER_CHOICES``.
 
     Raises:
         BundleError, ProviderError: as the server would.

@@ -16,7 +16,7 @@ from serving.engine import Engine
 from serving.network import embedding_table, make_network, resolve_provider
 from serving.request import GenerateSpec, Outcome, Pixels
 
-_MAX_LANES = {"cpu": 64, "cuda": 512}
+_MAX_LANES = {"cpu": 64, "openvino": 64, "cuda": 512}
 
 
 class _Collector:
@@ -47,13 +47,13 @@ class ImageSource:
 
     Args:
         path: models/NAME.
-        provider: auto, cpu or cuda.
+        provider: one of ``serving.device.PROVIDER_CHOICES``.
         max_lanes: images in one batch; None for what suits the provider.
 
     Attributes:
         bundle: checked.
         manifest: the bundle's.
-        provider: cpu or cuda, whichever draws.
+        provider: what draws.
         model: what the engine knows of the bundle.
         network: eps of (x_t, emb), as the engine calls it.
 

@@ -92,13 +92,15 @@ def in_8_bits(
 
 
 def sensitive_convolutions(model: onnx.ModelProto) -> list[str]:
-    """Nodes that 8 bits harm most: the first and the last, and the 1x1 ones beside the blocks.
+    """Nodes that 8 bits harm most, each measured alone: see benchmarks/LEVERS.md.
 
-    What these add up to is normalised nowhere behind them, so that one range has to fit all of it.
+    The first and the last, and the 1x1 ones beside the blocks: what these add up to is normalised
+    nowhere behind them, so that one range has to fit all of it. And the first of the first block,
+    through which all that the network sees of x_t goes.
     """
     convolutions = [node for node in model.graph.node if node.op_type == "Conv"]
     besides = [node for node in convolutions if node.input[1].endswith(".skip.weight")]
-    return [node.name for node in (convolutions[0], convolutions[-1], *besides)]
+    return [node.name for node in (*convolutions[:2], convolutions[-1], *besides)]
 
 
 def quantize_bundle(

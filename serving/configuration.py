@@ -8,6 +8,7 @@ from typing import Literal, get_args
 import click
 
 from serving import logs
+from serving.device import PROVIDER_CHOICES
 from serving.flags import AutoOrInteger, Choice, ConfigurationError, Numbers, flag
 from serving.listening import LOOPBACK_NAMES, ConnectionLimits, is_loopback
 from serving.scheduling import SchedulingPolicy
@@ -86,8 +87,9 @@ class ServerConfig:
     )
     provider: str = flag(
         "auto",
-        "Where the network runs. auto: cuda if it works, else cpu. cuda never falls back.",
-        kind=Choice(["auto", "cpu", "cuda"]),
+        "What runs the network: ONNX Runtime on the CPU or on CUDA, or OpenVINO, on the CPU too."
+        " auto: cuda if it works, else cpu. Only auto falls back.",
+        kind=Choice(PROVIDER_CHOICES),
     )
     num_threads: int | None = flag(
         None,

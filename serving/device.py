@@ -9,14 +9,17 @@ import functools
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Literal, Protocol
+from typing import Any, Literal, Protocol, get_args
 
 import numpy as np
 import numpy.typing as npt
 
 from diffusion.noise import INITIAL_STEP, standard_normal
 
-Provider = Literal["cpu", "cuda"]
+Provider = Literal["cpu", "openvino", "cuda"]
+PROVIDER_CHOICES = ("auto", *get_args(Provider))
+"""What --provider may be."""
+
 AnyArray = npt.NDArray[Any]
 
 INTEGERS = ("source", "emb_row", "null_row", "seed", "index", "step")

@@ -34,7 +34,7 @@ class LoadedModel:
     Attributes:
         served: what the edge knows about it.
         engine: not started, without work.
-        provider: "cpu" or "cuda", what the network really runs on.
+        provider: what the network really runs on.
         report: what the self-test found.
     """
 
@@ -105,7 +105,7 @@ def load_model(
         bundle, provider, num_threads, spin=spin, max_lanes=None if fixed == "auto" else fixed
     )
     model = EngineModel.from_manifest(manifest, embedding_table(bundle, num_threads=num_threads))
-    # On CUDA the sizes that are run are the buckets, and all of them are tried.
+    # Where batches are padded, the sizes that are run are the buckets, and all of them are tried.
     sizes = network.buckets or BATCH_SIZES
     # With a fixed number two sizes, and no large one: for the first pace only.
     candidates = None if fixed == "auto" else tuple(sorted({1, min(fixed, 64)}))

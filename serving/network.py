@@ -13,9 +13,10 @@ from serving.onnx_session import (
     ProviderError,
     Session,
     one_line,
-    resolve_provider,
     unet_signature,
 )
+from serving.openvino_network import OpenVinoNetwork
+from serving.providers import resolve_provider
 from serving.step_network import StepNetwork
 
 __all__ = [
@@ -80,14 +81,14 @@ def make_network(
     *,
     spin: bool = False,
     max_lanes: int | None = None,
-) -> OnnxNetwork | StepNetwork:
+) -> OnnxNetwork | OpenVinoNetwork | StepNetwork:
     """The network of a bundle, as it is fast where it runs.
 
     Args:
         bundle: checked by load_bundle.
         provider: from resolve_provider.
         num_threads: for one call on the CPU; None for usable_cpus().
-        spin: whether these threads wait for each other awake.
+        spin: whether these threads wait for each other awake; OpenVINO's do as they like.
         max_lanes: images in one batch at most; None for as many as are useful. On the CPU there is
             no limit.
 
@@ -97,6 +98,8 @@ def make_network(
     """
     if provider == "cpu":
         return OnnxNetwork(bundle, num_threads=num_threads, spin=spin)
+    if provider == "openvino":
+        return OpenVinoNetwork(bundle, num_threads=num_threads)
     resolve_provider(provider)
     try:
         return StepNetwork(bundle, CudaDevice(), max_rows=2 * (max_lanes or _MAX_LANES))

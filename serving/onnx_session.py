@@ -1,6 +1,5 @@
 """The one module of serving that imports ONNX Runtime: providers, sessions, bound calls."""
 
-import logging
 import os
 import re
 from collections.abc import Mapping, Sequence
@@ -16,8 +15,6 @@ from serving.device import Device, Provider, Tensor
 os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
 
 import onnxruntime
-
-logger = logging.getLogger(__name__)
 
 _CUDA = "CUDAExecutionProvider"
 _CPU = "CPUExecutionProvider"
@@ -44,28 +41,6 @@ RUNTIME_VERSION: str = onnxruntime.__version__
 
 class ProviderError(Exception):
     """The execution provider that was asked for cannot be had; the message is one line."""
-
-
-def resolve_provider(requested: str) -> Provider:
-    """The provider to use for --provider auto, cpu or cuda. Only "auto" may end at the CPU unasked.
-
-    Raises:
-        ProviderError: for "cuda" where CUDA does not work, saying what is missing; for other names.
-    """
-    if requested == "cpu":
-        return "cpu"
-    if requested == "cuda":
-        _require_cuda()
-        return "cuda"
-    if requested != "auto":
-        raise ProviderError(f"provider must be auto, cpu or cuda, got {requested!r}")
-    try:
-        _require_cuda()
-    except ProviderError as error:
-        logger.info("provider auto: cpu, because %s", error)
-        return "cpu"
-    logger.info("provider auto: cuda, because a probe ran on it")
-    return "cuda"
 
 
 class Session:
@@ -188,7 +163,7 @@ def unet_signature(bundle: Bundle) -> tuple[Signature, Signature]:
     return {"x_t": image, "emb": emb}, {"eps": image}
 
 
-def _require_cuda() -> None:
+def require_cuda() -> None:
     """Runs a probe on CUDA.
 
     Raises:

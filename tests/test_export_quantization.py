@@ -16,6 +16,7 @@ from export.writing import ExportError, export_bundle
 from serving.bundle import UNET_NAME, Bundle, load_bundle
 from serving.denoiser import EngineModel
 from serving.network import OnnxNetwork, embedding_table
+from serving.openvino_network import OpenVinoNetwork
 from serving.self_test import run_self_test
 from tests.tiny_export import random_checkpoint, saved
 
@@ -57,6 +58,15 @@ def test_the_new_bundle_is_served_like_any_other(bundle: Bundle, quantised: Path
     report = run_self_test(model, OnnxNetwork(loaded, num_threads=1), max_lanes=4)
     assert report.finite
     assert report.bit_equal
+
+
+def test_it_is_as_near_on_openvino(bundle: Bundle, quantised: Path) -> None:
+    exact, network = OnnxNetwork(bundle, num_threads=1), OpenVinoNetwork(load_bundle(quantised))
+    squares = [
+        np.mean((network(call["x_t"], call["emb"]) - exact(call["x_t"], call["emb"])) ** 2)
+        for call in network_calls(bundle, seed=2)
+    ]
+    assert 0 < np.sqrt(np.mean(squares)) <= quantization.LARGEST_CHANGE
 
 
 def test_it_says_how_near_it_is_and_what_it_was_made_from_and_nothing_of_quality(

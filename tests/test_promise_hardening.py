@@ -20,9 +20,9 @@ STRACE = shutil.which("strace")
 SETPRIV = shutil.which("setpriv")
 
 
-def command(port: int) -> list[str]:
+def command(port: int, provider: str = "auto") -> list[str]:
     return [
-        sys.executable, "-m", "serving", "--model", str(MNIST), "--provider", "auto",
+        sys.executable, "-m", "serving", "--model", str(MNIST), "--provider", provider,
         "--max-lanes", "8",
         "--port", str(port), "--http-port", str(free_port()), "--drain-grace-seconds", "0",
     ]  # fmt: skip
@@ -63,10 +63,11 @@ def test_the_watch_on_connections_sees_one(tmp_path: Path) -> None:
 
 
 @needs_strace
-def test_no_connection_to_anywhere_is_tried(tmp_path: Path, figure: Record) -> None:
+@pytest.mark.parametrize("provider", ["auto", "openvino"])
+def test_no_connection_to_anywhere_is_tried(tmp_path: Path, figure: Record, provider: str) -> None:
     port, log = free_port(), tmp_path / "calls"
     process = subprocess.Popen(
-        trace(log, *command(port)),
+        trace(log, *command(port, provider)),
         env=environment(),
         stderr=subprocess.DEVNULL,
         start_new_session=True,
@@ -81,7 +82,7 @@ def test_no_connection_to_anywhere_is_tried(tmp_path: Path, figure: Record) -> N
         process.kill()
         process.wait()
     assert outbound(log) == []
-    figure("outbound connections tried", 0, "0")
+    figure(f"outbound connections tried, --provider {provider}", 0, "0")
 
 
 @pytest.mark.skipif(SETPRIV is None, reason="setpriv (util-linux) is not installed")

@@ -1,8 +1,10 @@
-"""Promise: a GPU that is asked for is used, or the server says why not and ends."""
+"""Promise: the provider that is asked for is used, or the server says why not and ends."""
 
+import numpy as np
 import onnxruntime
 import pytest
 
+from serving.client import Client
 from tests.fault_figures import Record
 from tests.server_process import MNIST, run_server, running_server, total
 
@@ -35,3 +37,16 @@ def test_auto_says_that_it_runs_on_the_cpu_and_why(figure: Record) -> None:
         lines = [line for line in server.log.splitlines() if "cpu" in line and "CUDA" in line]
     assert lines, "auto chose the CPU in silence"
     figure("--provider auto on the CPU wheel", "cpu, with the reason in the log", "said")
+
+
+def test_openvino_that_was_asked_for_is_what_runs_and_draws_the_same(figure: Record) -> None:
+    images = {}
+    for provider in ("cpu", "openvino"):
+        flags = ("--provider", provider, "--max-lanes", "8")
+        with running_server(MNIST, flags=flags) as server, Client(server.target) as client:
+            assert total(server.metrics(), "diffusion_model_info", provider=provider) == 1
+            drawn = client.generate(3, 8, seed=1).images
+            images[provider] = np.stack([image.pixels for image in drawn]).astype(int)
+    difference = np.abs(images["cpu"] - images["openvino"])
+    assert (difference <= 1).mean() > 0.999
+    figure("--provider openvino: largest difference of a pixel", difference.max(), "about 1 of 255")

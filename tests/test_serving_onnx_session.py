@@ -17,7 +17,8 @@ from serving import onnx_session
 from serving.bundle import UNET_NAME, Bundle
 from serving.device import HostDevice
 from serving.network import make_network
-from serving.onnx_session import ProviderError, Session, resolve_provider, unet_signature
+from serving.onnx_session import ProviderError, Session, unet_signature
+from serving.providers import resolve_provider
 from tests.step_fakes import MODEL, fake_bundle
 
 HAS_CUDA = "CUDAExecutionProvider" in onnxruntime.get_available_providers()
@@ -44,7 +45,7 @@ def test_cuda_with_the_cpu_wheel_says_what_is_missing(bundle: Bundle) -> None:
 
 @pytest.mark.skipif(HAS_CUDA, reason="this is the wheel with CUDA")
 def test_auto_without_cuda_is_cpu_and_says_why(caplog: pytest.LogCaptureFixture) -> None:
-    with caplog.at_level(logging.INFO, logger="serving.onnx_session"):
+    with caplog.at_level(logging.INFO, logger="serving.providers"):
         assert resolve_provider("auto") == "cpu"
     assert "auto: cpu, because" in caplog.text
     assert "without CUDA" in caplog.text

@@ -1,0 +1,107 @@
+"""The U-Net on OpenVINO: the eps of ONNX Runtime, row by row, whatever the batch."""
+
+import sys
+
+import numpy as np
+import pytest
+
+from serving.bundle import Bundle, BundleError, load_bundle
+from serving.denoiser import EngineModel
+from serving.network import OnnxNetwork, embedding_table, make_network, resolve_provider
+from serving.onnx_session import ProviderError
+from serving.openvino_network import BUCKETS, OpenVinoNetwork
+from serving.self_test import run_self_test
+from tests.fakes import unet_graph, write_tiny_bundle
+from tests.server_process import MNIST
+
+
+@pytest.fixture(scope="module")
+def bundle() -> Bundle:
+    return load_bundle(MNIST)
+
+
+@pytest.fixture(scope="module")
+def network(bundle: Bundle) -> OpenVinoNetwork:
+    return OpenVinoNetwork(bundle)
+
+
+@pytest.fixture(scope="module")
+def rows(bundle: Bundle) -> tuple[np.ndarray, np.ndarray]:
+    generator, count = np.random.default_rng(0), BUCKETS[-1] + 3
+    x_t = generator.normal(size=(count, *bundle.manifest.image_shape)).astype(np.float32)
+    table = embedding_table(bundle)
+    return x_t, table[np.linspace(999, 0, count).astype(int), np.arange(count) % 11]
+
+
+@pytest.mark.parametrize("count", [1, 3, 24, 40, BUCKETS[-1], BUCKETS[-1] + 3])
+def test_it_gives_the_eps_of_onnx_runtime_in_float32(
+    bundle: Bundle, network: OpenVinoNetwork, rows: tuple[np.ndarray, np.ndarray], count: int
+) -> None:
+    x_t, emb = (array[:count] for array in rows)
+    eps = network(x_t, emb)
+    assert eps.dtype == np.float32
+    assert eps.shape == x_t.shape
+    # bfloat16, which OpenVINO chooses by itself on new CPUs, is off by more than 1e-2.
+    np.testing.assert_allclose(eps, OnnxNetwork(bundle)(x_t, emb), atol=1e-4)
+
+
+def test_a_row_is_the_same_to_the_bit_in_every_batch(
+    network: OpenVinoNetwork, rows: tuple[np.ndarray, np.ndarray]
+) -> None:
+    x_t, emb = rows
+    alone = np.concatenate([network(x_t[i : i + 1], emb[i : i + 1]) for i in range(len(x_t))])
+    for count in (*BUCKETS, 3, 40, len(x_t)):
+        np.testing.assert_array_equal(network(x_t[:count], emb[:count]), alone[:count])
+
+
+def test_no_row_sees_what_pads_its_batch(
+    network: OpenVinoNetwork, rows: tuple[np.ndarray, np.ndarray]
+) -> None:
+    x_t, emb = (array[:5] for array in rows)
+    expected = network(x_t, emb)
+    network(np.full_like(rows[0][:8], np.nan), rows[1][:8])
+    np.testing.assert_array_equal(network(x_t, emb), expected)
+
+
+@pytest.mark.parametrize(
+    ("rows", "padded"), [(1, 1), (3, 4), (25, 32), (64, 64), (65, 65), (67, 68), (200, 200)]
+)
+def test_batches_are_padded_to_the_next_call_that_is_compiled(
+    network: OpenVinoNetwork, rows: int, padded: int
+) -> None:
+    assert network.padded_rows(rows) == padded
+
+
+def test_the_self_test_of_the_server_finds_it_equal_in_every_crowd(
+    bundle: Bundle, network: OpenVinoNetwork
+) -> None:
+    model = EngineModel.from_manifest(bundle.manifest, embedding_table(bundle))
+    report = run_self_test(model, network, max_lanes=8, batch_sizes=network.buckets)
+    assert report.finite
+    assert report.bit_equal
+    assert [batch.rows for batch in report.batches] == [1, 2, 4, 8, 16]
+
+
+def test_it_is_what_runs_when_it_is_asked_for(bundle: Bundle) -> None:
+    assert resolve_provider("openvino") == "openvino"
+    network = make_network(bundle, "openvino", 1)
+    assert network.provider == "openvino"
+    assert network.num_threads == 1
+
+
+def test_where_it_is_not_installed_the_extra_is_named(
+    bundle: Bundle, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "openvino", None)
+    for ask in (lambda: resolve_provider("openvino"), lambda: OpenVinoNetwork(bundle)):
+        with pytest.raises(ProviderError, match="install the extra openvino"):
+            ask()
+
+
+def test_a_graph_that_is_not_the_manifests_is_refused(
+    tmp_path_factory: pytest.TempPathFactory,
+) -> None:
+    folder = tmp_path_factory.mktemp("odd")
+    path = write_tiny_bundle(folder, image_shape=(2, 4, 6), unet=unet_graph((1, 4, 4), 8))
+    with pytest.raises(BundleError, match="input x_t must be"):
+        OpenVinoNetwork(load_bundle(path))
