@@ -83,7 +83,9 @@ class Delivery:
             self._images.append((index, pixels))
             if self._previews.pop(index, None) is not None:
                 self._previews_dropped += 1
-            self._call_reader(self._streaming)
+            waits = self._streaming and self._reader_waits()
+        if waits:
+            self._call_reader()
 
     def preview(self, index: int, position: int, pixels: Pixels) -> None:
         """Takes an estimate of an unfinished image. Called on the engine's thread."""
@@ -94,7 +96,9 @@ class Delivery:
             if len(self._previews) > self._max_previews:
                 self._previews.popitem(last=False)
                 self._previews_dropped += 1
-            self._call_reader(self._streaming)
+            waits = self._streaming and self._reader_waits()
+        if waits:
+            self._call_reader()
 
     def done(
         self, outcome: Outcome, queue_seconds: float, compute_seconds: float, detail: str
@@ -102,7 +106,9 @@ class Delivery:
         """Takes the end of the request. Called on the engine's thread, once, last."""
         with self._lock:
             self._ending = Ending(outcome, queue_seconds, compute_seconds, detail)
-            self._call_reader(True)
+            waits = self._reader_waits()
+        if waits:
+            self._call_reader()
 
     async def take(self) -> Parcel:
         """Waits for something to hand on, and returns all of it.
@@ -124,10 +130,14 @@ class Delivery:
             self._previews_dropped = 0
             return parcel
 
-    def _call_reader(self, wanted: bool) -> None:
-        if not wanted or self._woken:
-            return
+    def _reader_waits(self) -> bool:
+        """Whether the reader is to be called; not again until it has come. The lock is held."""
+        waits = not self._woken
         self._woken = True
+        return waits
+
+    def _call_reader(self) -> None:
+        # Not under the lock: the reader comes at once, and would only wait for it.
         try:
             self._loop.call_soon_threadsafe(self._wake.set)
         except RuntimeError:

@@ -240,7 +240,8 @@ class Exchanges:
         if refused is not None and refused.reason:
             self._metrics.request_refused(refused.reason)
         self._metrics.request_finished(exchange.method, code.name, exchange.seconds)
-        _access_log.info("request", extra={"fields": exchange.fields(code, refused)})
+        if _access_log.isEnabledFor(logging.INFO):
+            _access_log.info("request", extra={"fields": exchange.fields(code, refused)})
         self._tell(exchange, code)
         self._open.remove(exchange)
 

@@ -16,7 +16,10 @@ MAX_LINES = 10_000
 FLUSH_SECONDS = 1.0
 """How long the end of the process is held up for lines that wait."""
 
-_LINES_AT_ONCE = 100
+PAUSE_SECONDS = 0.05
+"""Between two writes: to wake the thread costs more than a line, so lines are written together."""
+
+_LINES_AT_ONCE = 1000
 
 
 class BackgroundHandler(logging.Handler):
@@ -34,6 +37,7 @@ class BackgroundHandler(logging.Handler):
         self._lost = 0
         self._writing = False
         self._changed = threading.Condition()
+        self._flushing = threading.Event()
         threading.Thread(target=self._write_all, name="log", daemon=True).start()
 
     def emit(self, record: logging.LogRecord) -> None:
@@ -52,8 +56,10 @@ class BackgroundHandler(logging.Handler):
 
     def flush(self) -> None:
         """Waits until everything is written, for FLUSH_SECONDS at most."""
+        self._flushing.set()
         with self._changed:
             self._changed.wait_for(lambda: not (self._lines or self._writing), FLUSH_SECONDS)
+        self._flushing.clear()
 
     def _write_all(self) -> None:
         while True:
@@ -69,6 +75,7 @@ class BackgroundHandler(logging.Handler):
             if lost:  # they came after all of these
                 lines.append(self.format(_loss(lost)))
             self._write("".join(f"{line}\n" for line in lines).encode(errors="backslashreplace"))
+            self._flushing.wait(PAUSE_SECONDS)
 
     def _write(self, content: bytes) -> None:
         while content:

@@ -5,6 +5,7 @@ Any logger may pass `extra={"fields": {...}}`: the fields become key=value pairs
 
 import json
 import logging
+import re
 import sys
 import time
 from collections.abc import Mapping
@@ -14,6 +15,9 @@ from serving.log_writing import BackgroundHandler
 FORMATS = ("text", "json")
 
 _TIME = "%Y-%m-%dT%H:%M:%S"
+_WORD = re.compile(r"[!#-<>-~]+")
+"""Visible ASCII characters without " and =."""
+
 _OWN_MEMBERS = frozenset({"time", "level", "logger", "message", "exception"})
 
 
@@ -89,5 +93,4 @@ def _fields(record: logging.LogRecord) -> Mapping[str, object]:
 def _word(value: object) -> str:
     """Returns a value as one word: quoted if it would not be one."""
     text = f"{value:.6g}" if isinstance(value, float) else str(value)
-    plain = text.isascii() and text.isprintable() and not set(text) & {" ", '"', "="}
-    return text if plain and text else json.dumps(text)
+    return text if _WORD.fullmatch(text) else json.dumps(text)

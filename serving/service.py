@@ -26,6 +26,9 @@ from simple_diffusion.v1 import diffusion_pb2 as pb
 
 _ENCODER_THREADS = 2
 
+QUICK_VALUES = 4096
+"""Pixel values that are encoded about as quickly as they are handed to another thread and back."""
+
 _AnswerT = TypeVar("_AnswerT")
 
 Read = Callable[[], pb.GenerateRequest]
@@ -60,7 +63,7 @@ class DiffusionService:
         self._engine_thread: EngineThread | None = None
         self.needs_token = tokens is not None
         self.exchanges = Exchanges(metrics, tokens, on_finished)
-        # PNG encoding and protobuf assembly would hold up the event loop, so they run here.
+        # PNG encoding and protobuf assembly of many images would hold up the event loop.
         self._encoders = ThreadPoolExecutor(_ENCODER_THREADS, thread_name_prefix="encoder")
 
     def attach(self, models: list[ServedModel], engine_thread: EngineThread) -> None:
@@ -83,7 +86,8 @@ class DiffusionService:
         Args:
             exchange: the request.
             read: returns what it asks for; may raise RefusedError.
-            encode: turns the answer into what the caller understands, on a thread of its own.
+            encode: turns the answer into what the caller understands; on a thread of its own,
+                unless it is short.
         """
         accepted = self._accept(exchange, read, streaming=False)
         parcel = await self._run(exchange, accepted)
@@ -93,7 +97,7 @@ class DiffusionService:
         def assemble() -> _AnswerT:
             return encode(answers.response(accepted, parcel.images, ending))
 
-        body = await self._off_loop(assemble)
+        body = await self._encoded(accepted, len(parcel.images), assemble)
         self._note_computed(accepted, ending)
         self._note_sent(exchange, accepted, len(parcel.images))
         return body
@@ -111,7 +115,8 @@ class DiffusionService:
         Args:
             exchange: the request.
             read: returns what it asks for; may raise RefusedError.
-            encode: turns an event into what the caller understands, on a thread of its own.
+            encode: turns an event into what the caller understands; on a thread of its own,
+                unless it is short.
             write: sends one event and waits while the caller is behind.
             on_accepted: awaited once the request is certain to be worked on.
         """
@@ -119,8 +124,10 @@ class DiffusionService:
 
         async def send(parcel: Parcel) -> None:
             self._metrics.previews_dropped(accepted.model.name, parcel.previews_dropped)
-            messages = await self._off_loop(
-                lambda: [encode(event) for event in answers.events(accepted, parcel)]
+            messages = await self._encoded(
+                accepted,
+                len(parcel.images) + len(parcel.previews),
+                lambda: [encode(event) for event in answers.events(accepted, parcel)],
             )
             for position, message in enumerate(messages):
                 await write(message)
@@ -226,8 +233,14 @@ class DiffusionService:
             raise refusal.unknown_model(name, self._models)
         return model
 
-    async def _off_loop(self, function: Callable[[], _AnswerT]) -> _AnswerT:
-        return await asyncio.get_running_loop().run_in_executor(self._encoders, function)
+    async def _encoded(
+        self, accepted: Accepted, images: int, encode: Callable[[], _AnswerT]
+    ) -> _AnswerT:
+        """Has so many images encoded without holding up the event loop."""
+        model = accepted.model
+        if images * model.channels * model.height * model.width <= QUICK_VALUES:
+            return encode()
+        return await asyncio.get_running_loop().run_in_executor(self._encoders, encode)
 
     def _note_sent(self, exchange: Exchange, accepted: Accepted, images: int) -> None:
         model = accepted.model.name

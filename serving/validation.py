@@ -28,6 +28,8 @@ SAMPLER_NAMES = {
 
 SAMPLER_NUMBERS = {name: number for number, name in SAMPLER_NAMES.items()}
 
+_SAMPLERS = frozenset(pb.Sampler.values())
+_FORMATS = frozenset(pb.ImageFormat.values())
 _PNG_CHANNELS = (1, 3)
 
 
@@ -168,12 +170,12 @@ def _check_label(request: pb.GenerateRequest, model: ServedModel, bad: _Violatio
 
 
 def _check_sampler(request: pb.GenerateRequest, bad: _Violations) -> None:
-    if request.sampler not in pb.Sampler.values():
+    if request.sampler not in _SAMPLERS:
         _add_unknown_enum("sampler", request.sampler, pb.Sampler.items(), bad)
 
 
 def _check_format(request: pb.GenerateRequest, model: ServedModel, bad: _Violations) -> None:
-    if request.format not in pb.ImageFormat.values():
+    if request.format not in _FORMATS:
         _add_unknown_enum("format", request.format, pb.ImageFormat.items(), bad)
     elif request.format != pb.IMAGE_FORMAT_RAW_UINT8 and model.channels not in _PNG_CHANNELS:
         bad.add(

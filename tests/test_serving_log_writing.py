@@ -14,6 +14,7 @@ from pathlib import Path
 
 import pytest
 
+from serving import log_writing
 from serving.client import Client
 from serving.log_writing import BackgroundHandler
 from tests.fakes import write_tiny_bundle
@@ -62,6 +63,25 @@ def test_lines_come_in_their_order_and_are_there_after_a_flush(pipe: tuple[int, 
         log(handler, f"line {number}")
     handler.flush()
     os.set_blocking(pipe[0], False)
+    content = os.read(pipe[0], 65536).decode()
+    assert content.splitlines() == [f"line {number}" for number in range(LINES)]
+
+
+def test_lines_that_come_soon_after_others_are_written_together(
+    pipe: tuple[int, int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(log_writing, "PAUSE_SECONDS", 60.0)
+    handler = BackgroundHandler(pipe[1])
+    log(handler, "first")
+    assert read_until(pipe[0], "first") == ["first"]  # at once
+    for number in range(LINES):
+        log(handler, f"line {number}")
+    os.set_blocking(pipe[0], False)
+    with pytest.raises(BlockingIOError):
+        os.read(pipe[0], 1)
+    begin = time.monotonic()
+    handler.flush()
+    assert time.monotonic() - begin < log_writing.FLUSH_SECONDS
     content = os.read(pipe[0], 65536).decode()
     assert content.splitlines() == [f"line {number}" for number in range(LINES)]
 

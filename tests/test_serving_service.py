@@ -2,6 +2,7 @@
 
 import asyncio
 import random
+import threading
 import time
 from typing import Any
 
@@ -12,6 +13,7 @@ from google.rpc import error_details_pb2
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from serving import images, service
 from serving.engine import Engine
 from serving.health import Phase
 from serving.images import decode_png
@@ -99,6 +101,24 @@ async def test_png_and_raw_hold_the_same_pixels() -> None:
         raw = await edge.stub.Generate(request())
         png = await edge.stub.Generate(request(format=pb.IMAGE_FORMAT_PNG))
     assert decode_png(png.images[0].data).tobytes() == raw.images[0].data
+
+
+async def test_only_short_answers_are_encoded_on_the_event_loop(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    on_loop = []
+
+    def encode(rows: images.Pixels) -> bytes:
+        on_loop.append(threading.current_thread() is threading.main_thread())
+        return images.encode_raw(rows)
+
+    monkeypatch.setattr(images, "encode_png", encode)
+    monkeypatch.setattr(service, "QUICK_VALUES", 2 * 4 * 4)
+    async with running_edge() as edge:
+        for count in (2, 3):
+            png = request(count=count, format=pb.IMAGE_FORMAT_PNG)
+            await edge.stub.Generate(png)
+    assert on_loop == [True] * 2 + [False] * 3
 
 
 async def test_a_request_is_the_same_in_parts() -> None:
