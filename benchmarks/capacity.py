@@ -79,6 +79,7 @@ class Replica:
 
     target: str
     http_port: int
+    pid: int
 
     def metric(self, name: str, **labels: str) -> float:
         """The sum of a metric's samples with these labels."""
@@ -94,8 +95,15 @@ class Replica:
 
 
 @contextlib.contextmanager
-def running_replica(model: Path, flags: tuple[str, ...]) -> Iterator[Replica]:
+def running_replica(
+    model: Path, flags: tuple[str, ...], log: int | None = None
+) -> Iterator[Replica]:
     """Starts a server on free ports and kills it at the end.
+
+    Args:
+        model: the bundle.
+        flags: of the server, beside those for its ports.
+        log: a file descriptor for the server's log, or subprocess.DEVNULL; None: where ours goes.
 
     Raises:
         click.ClickException: if it does not become ready.
@@ -104,7 +112,7 @@ def running_replica(model: Path, flags: tuple[str, ...]) -> Iterator[Replica]:
         ready_file = Path(directory) / "ready.json"
         command = [sys.executable, "-m", "serving", "--model", str(model), "--port", "0"]
         command += ["--http-port", "0", "--ready-file", str(ready_file), "--log-level", "warning"]
-        process = subprocess.Popen([*command, *flags])
+        process = subprocess.Popen([*command, *flags], stderr=log)
         try:
             end_seconds = time.monotonic() + _READY_SECONDS
             while not ready_file.exists():
@@ -112,7 +120,7 @@ def running_replica(model: Path, flags: tuple[str, ...]) -> Iterator[Replica]:
                     raise click.ClickException("the server did not start")
                 time.sleep(0.05)
             ready = json.loads(ready_file.read_text("utf-8"))
-            yield Replica(f"127.0.0.1:{ready['grpc_port']}", ready["http_port"])
+            yield Replica(f"127.0.0.1:{ready['grpc_port']}", ready["http_port"], process.pid)
         finally:
             process.kill()
             process.wait()

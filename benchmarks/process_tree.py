@@ -52,6 +52,16 @@ def cpu_seconds_of_tree(pid: int) -> float:
     return ticks / os.sysconf("SC_CLK_TCK")
 
 
+def cpu_seconds_of_threads(pid: int) -> dict[int, float]:
+    """CPU time so far of each thread of a process that still runs, by the thread's id."""
+    seconds = {}
+    for thread in (_PROC / str(pid) / "task").iterdir():
+        with contextlib.suppress(OSError):  # it may end in between
+            nanoseconds = (thread / "schedstat").read_text(encoding="ascii").split()[0]
+            seconds[int(thread.name)] = int(nanoseconds) / 1e9
+    return seconds
+
+
 def _tree(pid: int) -> list[int]:
     children: dict[int, list[int]] = {}
     for directory in _PROC.iterdir():

@@ -4,11 +4,17 @@ import importlib.metadata
 import os
 import subprocess
 import sys
+import threading
+import time
 
 import pytest
 
 from benchmarks.installed import installed_bytes
-from benchmarks.process_tree import cpu_seconds_of_tree, memory_of_tree
+from benchmarks.process_tree import (
+    cpu_seconds_of_threads,
+    cpu_seconds_of_tree,
+    memory_of_tree,
+)
 
 
 def test_the_memory_of_a_child_counts() -> None:
@@ -42,6 +48,16 @@ print('done', flush=True); sys.stdin.read()"""
         assert cpu_seconds_of_tree(os.getpid()) - alone >= 0.45
     finally:
         child.communicate()
+
+
+def test_the_cpu_time_of_threads_is_told_apart() -> None:
+    before = cpu_seconds_of_threads(os.getpid())
+    begin_seconds = time.thread_time()
+    while time.thread_time() - begin_seconds < 0.3:
+        pass
+    after = cpu_seconds_of_threads(os.getpid())
+    mine = threading.get_native_id()
+    assert 0.25 <= after[mine] - before[mine] <= 1.0
 
 
 def test_a_process_that_is_gone_has_no_memory() -> None:
