@@ -20,6 +20,7 @@ from benchmarks import results
 from benchmarks.peers.drawing import Drawing
 from benchmarks.peers.processes import (
     OURS,
+    OURS_IN_8_BITS,
     PEERS,
     REPOSITORY,
     Peer,
@@ -36,6 +37,7 @@ _UNTUNED = ("--max-rows", "64")  # trying out batch sizes is no part of a start
 
 PACKAGES = {
     OURS: ("simple-diffusion[serving]",),
+    OURS_IN_8_BITS: ("simple-diffusion[serving,openvino]",),
     "ONNX Runtime loop": ("onnxruntime",),
     "diffusers, eager fp32": ("diffusers", "torch"),
     "Triton": ("nvidia-pytriton", "onnxruntime"),

@@ -46,14 +46,31 @@ def peers(ours_p99: float, others: dict[str, Any]) -> str:
 
 def test_a_peer_that_beats_us_is_said_to() -> None:
     page = peers(0.02, {"Triton": peer(0.9), "LitServe": peer(1.2)})
-    assert "- Ahead of Triton: 0.9 times, **missed**." in page
-    assert "- Ahead of LitServe: 1.2 times, met." in page
+    assert "- simple-diffusion: ahead of Triton: 0.9 times, **missed**." in page
+    assert "- simple-diffusion: ahead of LitServe: 1.2 times, met." in page
+    assert "8 bits on OpenVINO" not in page, "it did not run"
+
+
+def test_each_of_our_servers_has_goals_of_its_own() -> None:
+    in_8_bits = "simple-diffusion, 8 bits on OpenVINO"
+    own = {"offered_rows_per_second": 800.0, "kinds": {"1 x 10": kind(0.02)}}
+    page = peers(
+        0.04,
+        {
+            in_8_bits: peer(0.5, mixed_own=own, ours_in_8_bits_to_this=spread(1.0)),
+            "Triton": peer(0.9, ours_in_8_bits_to_this=spread(1.8)),
+        },
+    )
+    assert f"- {in_8_bits}: ahead of Triton: 1.8 times, met." in page
+    assert "- simple-diffusion: mixed load at 80 % of its capacity" in page
+    assert f"- {in_8_bits}: mixed load at 80 % of its capacity" in page
+    assert "10 times better than simple-diffusion" not in page
 
 
 @pytest.mark.parametrize(("ratio", "verdict"), [(1.49, "**missed**"), (1.5, "met")])
 def test_saturation_is_to_be_half_as_fast_again_as_diffusers(ratio: float, verdict: str) -> None:
     page = peers(0.02, {"diffusers, eager fp32": peer(ratio)})
-    assert f"diffusers in eager fp32: {ratio:g}, {verdict}." in page
+    assert f"diffusers, eager fp32: {ratio:g} times, {verdict}." in page
 
 
 def test_the_99th_percentile_of_small_requests_is_compared_twice() -> None:

@@ -79,15 +79,34 @@ def loop(name: str, environment: str | None, loop_name: str, what: str, *max_row
     return Peer(name, environment, tuple(arguments), "process", what)
 
 
+def server(name: str, environment: str | None, what: str, *flags: str) -> Peer:
+    """Our server, which has the machine for itself, as the peers have."""
+    arguments = (
+        "-m", "serving", "--port", "{port}", "--http-port", "0", "--ready-file", "{ready_file}",
+        "--drain-grace-seconds", "0", "--log-level", "warning", *flags,
+    )  # fmt: skip
+    return Peer(name, environment, arguments, "grpc", what)
+
+
 OURS = "simple-diffusion"
+OURS_IN_8_BITS = "simple-diffusion, 8 bits on OpenVINO"
+OWN = (OURS, OURS_IN_8_BITS)
 PEERS = (
-    Peer(
+    server(
         OURS,
         ".venv-serving",
-        ("-m", "serving", "--port", "{port}", "--http-port", "0", "--ready-file", "{ready_file}",
-         "--drain-grace-seconds", "0", "--log-level", "warning"),
-        "grpc",
-        "this project's server over gRPC, with its defaults",
+        "this project's server over gRPC, with --spin, as docs/operations.md says for CPUs that"
+        " are the server's alone",
+        "--spin",
+    ),
+    server(
+        OURS_IN_8_BITS,
+        None,
+        "the same with models/mnist-int8 and --provider openvino",
+        "--model",
+        "models/mnist-int8",
+        "--provider",
+        "openvino",
     ),
     loop("ONNX Runtime loop", None, "onnx", "unet.onnx in a NumPy loop, 2 threads"),
     loop("diffusers, eager fp32", ".venv-peers", "eager-fp32", "DiffusionPipeline, channels_last"),
