@@ -12,7 +12,7 @@ from training.model import DiffusionModel
 from training.source_code import git_state
 
 # Fields of the training configuration that name a machine's directories, or only an action.
-_LEFT_OUT = ("data_dir", "output", "resume", "dry_run", "overfit_one_batch")
+_LEFT_OUT = ("data_dir", "output", "initialize_from", "resume", "dry_run", "overfit_one_batch")
 
 
 def describe(

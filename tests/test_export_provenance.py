@@ -14,9 +14,13 @@ from training.source_code import git_state
 pytestmark = pytest.mark.timeout(400)
 
 
+PATHS = ("data_dir", "output", "initialize_from")
+
+
 @pytest.fixture(scope="module")
 def described() -> dict[str, Any]:
-    checkpoint = random_checkpoint(data_dir=Path("/somewhere/data"), output=Path("/somewhere/run"))
+    paths = {name: Path("/somewhere", name) for name in PATHS}
+    checkpoint = random_checkpoint(**paths)
     return describe(checkpoint, "ab" * 32, small_model(), small_graphs())
 
 
@@ -34,7 +38,7 @@ def test_it_names_data_configuration_and_run(described: dict[str, Any]) -> None:
 
 def test_it_holds_no_local_path(described: dict[str, Any]) -> None:
     assert "somewhere" not in json.dumps(described)
-    assert not described["config"].keys() & {"data_dir", "output"}
+    assert not described["config"].keys() & set(PATHS)
 
 
 def test_parameters_and_multiply_adds_are_those_of_the_network(described: dict[str, Any]) -> None:
