@@ -157,6 +157,18 @@ def differences(tried: Sequence[Lever], calls: Calls) -> dict[str, float | None]
     return found
 
 
+def change_by_convolution(bundle: Bundle, calls: Calls, held_out: Calls) -> dict[str, float]:
+    """Root mean square of the change of eps with one convolution in 8 bits, by its weight."""
+    plain = onnx.shape_inference.infer_shapes(onnx.load_from_string(bundle.unet_onnx))
+    convolutions = {n.input[1]: n.name for n in plain.graph.node if n.op_type == "Conv"}
+    tried = [Lever("as it is", bundle.unet_onnx)]
+    for weight, name in convolutions.items():
+        others = set(convolutions.values()) - {name}
+        tried.append(Lever(weight, in_8_bits(plain, calls, others).SerializeToString()))
+    changes = differences(tried, held_out)
+    return {weight: changes[weight] or 0.0 for weight in convolutions}
+
+
 def thread_ways(bundle: Bundle, threads: int) -> dict[str, Way]:
     """Ways to use several threads for one call."""
     split_by_node = {
@@ -254,13 +266,19 @@ def print_table(
 @click.option("--model", type=click.Path(path_type=Path), default=Path("models/mnist"))
 @click.option("--turns", type=click.IntRange(1), default=15, help="Calls of each lever and size.")
 @click.option("--threads", type=click.IntRange(1), default=1, help="From 2 on: their ways instead.")
-def main(*, model: Path, turns: int, threads: int) -> None:
+@click.option("--by-convolution", is_flag=True, help="Instead: what each harms alone in 8 bits.")
+def main(*, model: Path, turns: int, threads: int, by_convolution: bool) -> None:
     """Prints each lever's time against that of the bundle as it is."""
     bundle = load_bundle(model)
     calls = network_calls(bundle, seed=1)
     runtime = f"{bundle.manifest.name}, ONNX Runtime {onnxruntime.__version__}"
+    held_out = network_calls(bundle, seed=2)
+    if by_convolution:
+        changes = change_by_convolution(bundle, calls, held_out)
+        for weight, rms in sorted(changes.items(), key=lambda each: -each[1]):
+            click.echo(f"{rms:.4f}  {weight}")
+        return
     if threads > 1:
-        held_out = network_calls(bundle, seed=2)
         for ways in (thread_ways(bundle, threads), runtimes(bundle, calls, threads)):
             last = {name: f"{rms:.2g}" for name, rms in way_differences(ways, held_out).items()}
             times = {rows: measure_ways(ways, calls, rows, turns) for rows in ROWS}

@@ -1,4 +1,4 @@
-"""The embedded model: it draws the digits that it is asked for, at its defaults."""
+"""The shipped models of digits: they draw what they are asked for, at their defaults."""
 
 import json
 from pathlib import Path
@@ -9,18 +9,24 @@ import pytest
 from evaluation.judge import load_judges
 from evaluation.sampling import ImageSource
 
-MODEL = Path(__file__).parent.parent / "models" / "mnist"
+MODELS = Path(__file__).parent.parent / "models"
+PROVIDERS = {"mnist": "cpu", "mnist-int8": "openvino"}
 IMAGES_PER_LABEL = 100
 
 
+@pytest.fixture(scope="module", params=PROVIDERS)
+def model(request: pytest.FixtureRequest) -> Path:
+    return MODELS / request.param
+
+
 @pytest.fixture(scope="module")
-def manifest() -> dict:
-    return json.loads((MODEL / "manifest.json").read_text())
+def manifest(model: Path) -> dict:
+    return json.loads((model / "manifest.json").read_text())
 
 
-def test_at_least_98_percent_of_1000_images_carry_their_label(manifest: dict) -> None:
+def test_at_least_98_percent_of_1000_images_carry_their_label(model: Path, manifest: dict) -> None:
     defaults = manifest["defaults"]
-    images, labels = ImageSource(MODEL, "cpu").draw(
+    images, labels = ImageSource(model, PROVIDERS[model.name]).draw(
         np.full(10, IMAGES_PER_LABEL),
         seed=0,
         sampler=defaults["sampler"],
@@ -53,5 +59,18 @@ def test_its_quality_was_measured_with_the_shipped_judges(manifest: dict) -> Non
     }
 
 
-def test_it_is_under_10_megabytes() -> None:
-    assert sum(path.stat().st_size for path in MODEL.iterdir()) < 10e6
+def test_it_is_under_10_megabytes(model: Path) -> None:
+    assert sum(path.stat().st_size for path in model.iterdir()) < 10e6
+
+
+def test_the_one_in_8_bits_was_made_from_the_one_in_float32() -> None:
+    manifest, made_from = (
+        json.loads((MODELS / name / "manifest.json").read_text())
+        for name in ("mnist-int8", "mnist")
+    )
+    assert manifest["version"] == made_from["version"]
+    assert manifest["defaults"] == made_from["defaults"]
+    assert (
+        manifest["provenance"]["quantized_from_unet_sha256"]
+        == (made_from["files"]["unet.onnx"]["sha256"])
+    )
