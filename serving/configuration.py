@@ -98,9 +98,8 @@ class ServerConfig:
     )
     spin: bool = flag(
         False,
-        "Let the CPU threads of a network call wait for each other awake: more images per second"
-        " and less latency where only this server uses its CPUs, much less and more where others"
-        " use them too.",
+        "Let the CPU threads of a network call wait for each other awake: may be faster where only"
+        " this server uses its CPUs, and is much slower where others use them too.",
     )
     max_lanes: int | Literal["auto"] = flag(
         "auto",
