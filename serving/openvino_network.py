@@ -4,7 +4,6 @@ OpenVINO compiles for shapes. With the batch left open its code takes twice as l
 compiled network for each of a few batch sizes, and batches are padded to the next.
 """
 
-import itertools
 import logging
 import sys
 from dataclasses import dataclass
@@ -103,12 +102,10 @@ class OpenVinoNetwork:
         """Rows that are computed for a batch of `rows`."""
         return sum(self._bucket(part) for _, part in self._parts(rows))
 
-    def _parts(self, rows: int) -> "itertools.chain[tuple[int, int]]":
+    def _parts(self, rows: int) -> list[tuple[int, int]]:
         """(first row, rows) of each call for a batch: full ones, then what is left."""
         most = self.buckets[-1]
-        whole = rows - rows % most
-        rest = [(whole, rows - whole)] if rows > whole else []
-        return itertools.chain(((first, most) for first in range(0, whole, most)), rest)
+        return [(first, min(most, rows - first)) for first in range(0, rows, most)]
 
     def _bucket(self, rows: int) -> int:
         return next(bucket for bucket in self.buckets if bucket >= rows)
