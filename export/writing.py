@@ -4,6 +4,7 @@ import hashlib
 import logging
 import os
 import shutil
+import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -84,7 +85,7 @@ def export_bundle(
 
     Raises:
         CheckpointError: the checkpoint cannot be used.
-        ExportError: ``output`` is taken, or a setting is out of range.
+        ExportError: ``output`` is taken or cannot be written, or a setting is out of range.
         VerificationFailed: the graphs are not the model.
         BundleError: what was written cannot be read back.
         OSError: it cannot be written.
@@ -172,7 +173,8 @@ def _manifest(
 
 
 def require_free(output: Path, force: bool) -> None:
-    """Refuse to touch what stands at ``output``, unless it is a bundle and ``force`` is set."""
+    """Refuse an ``output`` that cannot be written or is taken, but for a bundle and ``force``."""
+    _require_writable(output.resolve().parent)
     if not output.exists():
         return
     if not output.is_dir():
@@ -185,6 +187,16 @@ def require_free(output: Path, force: bool) -> None:
             f"{output} holds other files ({', '.join(sorted(found - _FILES or found))}); "
             "name a new directory"
         )
+
+
+def _require_writable(directory: Path) -> None:
+    """Try it: there are more reasons against it than permissions."""
+    existing = next(path for path in (directory, *directory.parents) if path.exists())
+    try:
+        tempfile.TemporaryDirectory(dir=existing).cleanup()
+    except OSError as error:
+        reason = f"user {os.getuid()} cannot write to {existing}: {error.strerror}"
+        raise ExportError(reason) from error
 
 
 def write_bundle(manifest: Manifest, graphs: Graphs, output: Path, *, force: bool) -> None:

@@ -1,6 +1,7 @@
 """``python -m export`` as a person meets it: what it prints, where, and how it ends."""
 
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -104,6 +105,11 @@ def test_a_taken_output_is_one_line(checkpoint: Path, tmp_path: Path) -> None:
     (tmp_path / "mine" / "manifest.json").write_text("{}")
     line = error_of(run("--checkpoint", checkpoint, "--output", tmp_path / "mine"))
     assert line == f"error: {tmp_path / 'mine'} holds a bundle already; --force replaces it"
+
+
+def test_an_output_that_cannot_be_written_is_one_line_before_any_work(checkpoint: Path) -> None:
+    line = error_of(run("--checkpoint", checkpoint, "--output", "/proc/mine"))  # not even by root
+    assert re.fullmatch(r"error: user \d+ cannot write to /(proc)?: .+", line)
 
 
 def test_help_comes_without_pytorch(repository: Path) -> None:

@@ -1,5 +1,6 @@
 """Training and export in one command: flags of training in, a bundle out."""
 
+import re
 from pathlib import Path
 
 import pytest
@@ -7,6 +8,8 @@ import pytest
 from serving.bundle import load_bundle
 from tests.tiny_training import tiny_flags
 from tools.train_bundle import main
+
+NOT_EVEN_ROOTS = Path("/proc")
 
 
 @pytest.fixture(autouse=True)
@@ -32,6 +35,16 @@ def test_a_bundle_that_is_there_is_named_before_anything_is_trained(
     assert capsys.readouterr().err == (
         "error: models/mine is there already; name another --output\n"
     )
+    assert not Path("runs").exists()
+
+
+def test_models_that_nobody_may_write_to_are_named_before_anything_is_trained(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("tools.train_bundle.MODELS", NOT_EVEN_ROOTS)
+    assert main(tiny_flags(Path("runs/mine"))) == 1
+    error = capsys.readouterr().err
+    assert re.fullmatch(r"error: user \d+ cannot write to /(proc)?: .+\n", error)
     assert not Path("runs").exists()
 
 

@@ -16,6 +16,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from export.__main__ import main as export
+from export.writing import ExportError, require_free
 from training import train
 
 MODELS = Path("models")
@@ -23,13 +24,24 @@ SETTINGS = ("--sampler", "ddim_stochastic", "--num-steps", "9", "--guidance-scal
 """What requests get that name none: the best that docs/quality.md knows."""
 
 
+def why_not(bundle: Path) -> str | None:
+    """Returns what would keep a bundle from being written: before hours of training, not after."""
+    if bundle.exists():
+        return f"{bundle} is there already; name another --output"
+    try:
+        require_free(bundle, force=False)
+    except ExportError as error:
+        return str(error)
+    return None
+
+
 def main(arguments: Sequence[str]) -> int:
     """Returns the exit code: 0 if there is a bundle, else that of training or export."""
     config = train.parse_arguments(arguments)
     bundle = MODELS / config.output.name
     only_looks = config.dry_run or config.overfit_one_batch > 0
-    if not only_looks and bundle.exists():  # said before hours of training, not after
-        print(f"error: {bundle} is there already; name another --output", file=sys.stderr)
+    if not only_looks and (reason := why_not(bundle)):
+        print(f"error: {reason}", file=sys.stderr)
         return 1
     code = train.main(arguments)
     if code == 0 and not only_looks:
