@@ -158,13 +158,13 @@ class EngineThread:
             return max(0.0, self._clock() - self._beat_seconds)
 
     @property
-    def hung(self) -> bool:
-        """Whether the thread has been silent for much longer than a step takes."""
+    def hang_seconds(self) -> float:
+        """The age of the last sign of life from which on this is a hang; see HANG_SECONDS."""
         expected = [engine.longest_step_seconds for engine in self._engines.values()]
         longest = max((each for each in expected if each is not None), default=None)
         if longest is None:
-            return self.last_step_age_seconds() > _UNMEASURED_HANG_SECONDS
-        return self.last_step_age_seconds() > max(HANG_SECONDS, HANG_STEPS * longest)
+            return _UNMEASURED_HANG_SECONDS
+        return max(HANG_SECONDS, HANG_STEPS * longest)
 
     def drain(self, timeout_seconds: float | None = None) -> bool:
         """Accepts nothing more and waits until all that was accepted is done; whether it is."""

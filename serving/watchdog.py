@@ -2,6 +2,7 @@
 
 import asyncio
 import logging
+import math
 import time
 from collections.abc import Callable
 
@@ -9,6 +10,7 @@ from serving.engine_thread import EngineThread
 from serving.health import Phase, Readiness
 
 _LOOK_SECONDS = 0.1
+_HELD_UP_SECONDS = 0.5
 _HANG_EXIT_SECONDS = 30.0
 
 _log = logging.getLogger(__name__)
@@ -19,6 +21,9 @@ class Watchdog:
 
     A thread that hangs is inside the network, which nothing can interrupt: it may come back, and
     then the server is ready again; after a while only a new process can help.
+
+    A look that comes late says that the whole process was held up: stopped, or without a processor.
+    Silence from before it is not the engine's doing, and begins no hang.
     """
 
     def __init__(
@@ -36,6 +41,8 @@ class Watchdog:
             _HANG_EXIT_SECONDS if hang_exit_seconds is None else hang_exit_seconds
         )
         self._clock = clock
+        self._looked_seconds = clock()
+        self._held_up_until = -math.inf
         self._hung_since: float | None = None
 
     async def watch(self) -> str:
@@ -49,18 +56,22 @@ class Watchdog:
         """Looks once; returns why this process cannot go on, if it cannot."""
         if not self._engine_thread.alive:
             return "the engine's thread has died"
-        if not self._engine_thread.hung:
+        now_seconds = self._clock()
+        if now_seconds - self._looked_seconds > _HELD_UP_SECONDS:
+            self._held_up_until = now_seconds
+        self._looked_seconds = now_seconds
+        silent_seconds = self._engine_thread.last_step_age_seconds()
+        if self._hung_since is None:
+            silent_seconds = min(silent_seconds, now_seconds - self._held_up_until)
+        if silent_seconds <= self._engine_thread.hang_seconds:
             if self._readiness.phase is Phase.STALLED:
                 _log.warning("the engine goes on after %.1f s", self._hung_seconds())
                 self._readiness.set(Phase.SERVING)
             self._hung_since = None
             return None
         if self._hung_since is None:
-            self._hung_since = self._clock()
-            _log.error(
-                "the engine has been silent for %.2f s while there is work",
-                self._engine_thread.last_step_age_seconds(),
-            )
+            self._hung_since = now_seconds
+            _log.error("the engine has been silent for %.2f s while there is work", silent_seconds)
         if self._readiness.phase is Phase.SERVING:
             self._readiness.set(Phase.STALLED)
         if self._hung_seconds() >= self._hang_exit_seconds:
