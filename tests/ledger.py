@@ -31,18 +31,18 @@ class Ledger:
     images: Counter[int] = field(default_factory=Counter)
     messages: Counter[str] = field(default_factory=Counter)
 
-    async def generate(self, client: AsyncClient, label: int, count: int, **options: Any) -> None:
-        """Calls Generate and writes down how it ended."""
+    async def generate(self, client: AsyncClient, label: int, count: int, **options: Any) -> str:
+        """Calls Generate, writes down how it ended, and returns that."""
 
         async def call() -> None:
             made = await client.generate(label, count, **options)
             self.images[label] += len(made.images)
             self.messages["Generate"] += 1
 
-        await self._note("Generate", call())
+        return await self._note("Generate", call())
 
-    async def stream(self, client: AsyncClient, label: int, count: int, **options: Any) -> None:
-        """Calls GenerateStream, reads it to its end, and writes down how it ended."""
+    async def stream(self, client: AsyncClient, label: int, count: int, **options: Any) -> str:
+        """Calls GenerateStream, reads it to its end, writes down how it ended, and returns that."""
 
         async def call() -> None:
             async with client.stream(label, count, **options) as events:
@@ -51,9 +51,9 @@ class Ledger:
                     self.messages["GenerateStream"] += 1
             self.messages["GenerateStream"] += 1  # the summary
 
-        await self._note("GenerateStream", call())
+        return await self._note("GenerateStream", call())
 
-    async def _note(self, method: str, call: Coroutine[Any, Any, None]) -> None:
+    async def _note(self, method: str, call: Coroutine[Any, Any, None]) -> str:
         try:
             await call
         except ClientError as error:
@@ -63,6 +63,7 @@ class Ledger:
         else:
             code = "OK"
         self.statuses[method, code] += 1
+        return code
 
     def as_counters(self, model: str = "mnist") -> Samples:
         """Returns what a server must have counted that saw exactly these requests."""

@@ -226,33 +226,45 @@ async def test_cancelled_requests_are_counted_by_how_far_they_were(faulty: Serve
 
 async def test_refused_requests_are_counted_by_the_reason(faulty: ServerProcess) -> None:
     ledger = Ledger()
+    # Work that is not finished before this test is over, however quick the machine is, and accepted
+    # however slow it is; and a deadline that cannot be met, but is far enough to reach the server.
+    running_work: dict[str, Any] = {**LONG, "guidance_scale": 2.0, "timeout_seconds": 1e6}
+    waiting_work: dict[str, Any] = {**running_work, "count": 200}
+    late: dict[str, Any] = {"count": 50, "num_steps": 1000, "timeout_seconds": 5.0}
+
+    async def ask(client: AsyncClient, label: int, **options: Any) -> None:
+        # A machine that is busy enough makes a server stall for a moment: then it refuses all.
+        while await ledger.generate(client, label, **options) == "UNAVAILABLE":
+            await asyncio.sleep(0.1)
+
     async with (
         growth(faulty) as counted,
         AsyncClient(faulty.target, retry=None, token=TOKEN) as client,
         AsyncClient(faulty.target, retry=None) as stranger,
     ):
-        running = asyncio.create_task(ledger.generate(client, 2, **LONG))
+        running = asyncio.create_task(ask(client, 2, **running_work))
         await until(faulty, "diffusion_lanes_in_use", 8, model="mnist")
-        waiting = asyncio.create_task(
-            ledger.generate(client, 3, **{**LONG, "count": 200}, timeout_seconds=3600)
-        )
+        waiting = asyncio.create_task(ask(client, 3, **waiting_work))
         await until(faulty, "diffusion_images_waiting", 200, model="mnist")
         for _ in range(3):
-            await ledger.generate(client, 4, 51)
+            await ask(client, 4, count=51)
         for _ in range(2):
-            await ledger.generate(client, 4, 8, num_steps=1000, timeout_seconds=0.2)
-        await ledger.generate(stranger, 4, 1)
+            await ask(client, 4, **late)
+        await ask(stranger, 4, count=1)
         for refused in REFUSED:
-            await ledger.generate(client, **{"label": 1, "count": 1, **refused})
+            await ask(client, **{"label": 1, "count": 1, **refused})
         running.cancel()
         waiting.cancel()
         await asyncio.gather(running, waiting)
-    assert of(counted, "diffusion_requests_refused_total") == {
+    expected = {
         "queue_full": 3, "deadline": 2, "unauthenticated": 1, "invalid_argument": 3,
         "unknown_model": 1,
     }  # fmt: skip
-    expected = ledger.as_counters()
-    assert {key: counted.get(key) for key in expected} == expected
+    if stalled := ledger.statuses["Generate", "UNAVAILABLE"]:
+        expected["stalled"] = stalled
+    assert of(counted, "diffusion_requests_refused_total") == expected
+    counters_expected = ledger.as_counters()
+    assert {key: counted.get(key) for key in counters_expected} == counters_expected
     assert of_kind("useful") not in counted
 
 
