@@ -160,7 +160,7 @@ def _look(panel: Panel) -> dict[str, Any]:
         case "state-timeline":
             return {"options": {"showValue": "never", "mergeValues": True}}
         case _:
-            legend = {"displayMode": "list", "placement": "bottom", "showLegend": True}
+            legend = {"displayMode": "list", "placement": "bottom", "showLegend": True, "calcs": []}
             return {"options": {"legend": legend, "tooltip": {"mode": "multi", "sort": "desc"}}}
 
 
