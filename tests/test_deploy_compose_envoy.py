@@ -42,8 +42,14 @@ class EnvoyProject(Project):
     def scale(self, replicas: int) -> None:
         """Brings it up with so many replicas, without waiting for them."""
         self.compose(
-            "up", "--detach", "--no-build", "--scale", f"replica={replicas}", "replica", "envoy"
-        )
+            "up", "--detach", "--no-build", "--scale", f"replica={replicas}",
+            "replica", "envoy", "prometheus",
+        )  # fmt: skip
+
+    def until_all_are_scraped(self, replicas: int) -> None:
+        """Waits until Prometheus has so many replicas that answer, and Envoy."""
+        self.until_scraped('count(up{job="simple-diffusion"} == 1)', replicas)
+        self.until_scraped('sum(up{job="envoy"})', 1)
 
     def replicas(self) -> list[str]:
         """The ids of the replicas' containers, in their order, stopped ones included."""
@@ -120,6 +126,7 @@ async def test_replicas_are_killed_stopped_and_added_and_every_request_is_answer
             callers.create_task(caller(client, number))
         try:
             await until_answered_by(REPLICAS)
+            await asyncio.to_thread(project.until_all_are_scraped, REPLICAS)
             first, second, _ = await asyncio.to_thread(project.replicas)
             await asyncio.to_thread(docker, "kill", first)
             await asyncio.to_thread(docker, "stop", second)
@@ -127,6 +134,7 @@ async def test_replicas_are_killed_stopped_and_added_and_every_request_is_answer
             assert stopped["State"]["ExitCode"] == 0
             await asyncio.to_thread(project.scale, REPLICAS + 1)
             await until_answered_by(REPLICAS + 1)
+            await asyncio.to_thread(project.until_all_are_scraped, REPLICAS + 1)
         finally:
             over.set()
     assert number_answered > CALLERS
