@@ -19,10 +19,15 @@ from serving.configuration import ServerConfig
 from serving.flags import ConfiguredCommand, command_line
 from serving.listening import PortError, raise_file_limit
 from serving.network import ProviderError
+from serving.ready_file import ReadyFileError
 from serving.server import Server
 from serving.tls import TlsError
 from serving.tokens import TokensError
 from serving.tracing import TracingError
+
+_CANNOT_START = (
+    PortError, TlsError, TokensError, TracingError, ReadyFileError, BundleError, ProviderError,
+)  # fmt: skip
 
 _log = logging.getLogger(__name__)
 
@@ -44,7 +49,7 @@ async def serve(config: ServerConfig) -> int:
     """Runs a server; returns the exit code, after one line on stderr if it could not start."""
     try:
         return await Server(config).run()
-    except (PortError, TlsError, TokensError, TracingError, BundleError, ProviderError) as error:
+    except _CANNOT_START as error:
         if config.log_format == "json":
             _log.critical("%s", error)
         else:

@@ -163,7 +163,8 @@ class ServerConfig:
     )
     ready_file: Path | None = flag(
         None,
-        "Written once the server is ready: JSON with host, grpc_port, http_port and pid.",
+        "Written once the server is ready, and taken away at its end: JSON with host, grpc_port,"
+        " http_port and pid.",
         kind=_FILE,
     )
     log_level: str = flag(

@@ -1,6 +1,7 @@
 """Opens the ports of the server, or says in one line why it cannot."""
 
 import contextlib
+import errno
 import ipaddress
 import resource
 import socket
@@ -165,6 +166,9 @@ def _bind(host: str, port: int, flag: str) -> socket.socket:
         listener.listen()
     except OSError as error:
         listener.close()
+        if error.errno == errno.EADDRNOTAVAIL:
+            text = f"cannot listen on host {host!r}: this machine has no such address; use --host"
+            raise PortError(text) from None
         raise PortError(_explain(host, port, flag, _reason(error))) from None
     return listener
 

@@ -2,11 +2,9 @@
 
 import asyncio
 import contextlib
-import json
 import logging
 import os
 from collections.abc import AsyncIterator, Iterator
-from pathlib import Path
 
 from serving import health, listening, reflection
 from serving.call_metrics import counted
@@ -17,6 +15,7 @@ from serving.http.app import make_app
 from serving.http.playground import ServerFacts
 from serving.http.server import HttpServer
 from serving.metrics import Metrics
+from serving.ready_file import ReadyFile
 from serving.reflection import Reflection
 from serving.service import DiffusionService
 from serving.tls import Certificates
@@ -41,6 +40,7 @@ class Ports:
     def __init__(self, config: ServerConfig) -> None:
         self._config = config
         self._flush_seconds = _FLUSH_SECONDS
+        self._ready_file: ReadyFile | None = None
         self.grpc_port = config.port
         self.http_port = config.http_port
 
@@ -61,7 +61,7 @@ class Ports:
             tokens: whose tokens reflection asks for.
 
         Raises:
-            PortError, TlsError: one line.
+            PortError, TlsError, ReadyFileError: one line.
         """
         config = self._config
         files = config.tls_files
@@ -85,6 +85,8 @@ class Ports:
         ) as listener:
             self.grpc_port = listening.open_grpc_port(server, config.host, config.port, credentials)
             self.http_port = int(listener.getsockname()[1])
+            if config.ready_file is not None:
+                self._ready_file = ReadyFile(config.ready_file)
             app = make_app(
                 readiness,
                 metrics.exposition,
@@ -112,10 +114,14 @@ class Ports:
         self._flush_seconds = _HURRIED_FLUSH_SECONDS
 
     @contextlib.contextmanager
-    def announced(self, ready_file: Path | None) -> Iterator[None]:
-        """Says that the server is ready, in the log and in a file that is there until the end."""
+    def announced(self) -> Iterator[None]:
+        """Says that the server is ready, in the log and in the ready file.
+
+        Raises:
+            ReadyFileError: one line.
+        """
         _log.info("ready: gRPC %s, HTTP %s", *self._addresses())
-        if ready_file is None:
+        if self._ready_file is None:
             yield
             return
         content = {
@@ -124,18 +130,9 @@ class Ports:
             "http_port": self.http_port,
             "pid": os.getpid(),
         }
-        _write_atomically(ready_file, json.dumps(content) + "\n")
-        try:
+        with self._ready_file.written(content):
             yield
-        finally:
-            ready_file.unlink(missing_ok=True)
 
     def _addresses(self) -> tuple[str, str]:
         host = self._config.host
         return listening.address(host, self.grpc_port), listening.address(host, self.http_port)
-
-
-def _write_atomically(path: Path, text: str) -> None:
-    unfinished = path.with_name(f"{path.name}.{os.getpid()}")
-    unfinished.write_text(text, encoding="utf-8")
-    unfinished.replace(path)

@@ -66,7 +66,8 @@ class Server:
         """Serves until a signal comes or the engine dies; returns the exit code.
 
         Raises:
-            PortError, TlsError, BundleError, ProviderError: one line; the server cannot start.
+            PortError, TlsError, ReadyFileError, BundleError, ProviderError: one line; the server
+                cannot start.
         """
         self._metrics.watch_readiness(
             lambda: self._readiness.ready,
@@ -181,7 +182,7 @@ class Server:
 
     async def _serve(self) -> None:
         self._readiness.set(Phase.SERVING)
-        with self.ports.announced(self._config.ready_file):
+        with self.ports.announced():
             await first(self._stop, self._failed)
             if not self._failed.is_set():
                 await self._drain()

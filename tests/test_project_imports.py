@@ -52,6 +52,7 @@ EDGE = {
     "serving.metrics",
     "serving.parsing",
     "serving.ports",
+    "serving.ready_file",
     "serving.receiving",
     "serving.reflection",
     "serving.refusal",

@@ -163,6 +163,24 @@ def test_every_flag_is_an_environment_variable_too(tiny: Path) -> None:
         assert "DEBUG" in server.log
 
 
+def test_the_ready_file_says_where_the_server_is_while_it_is_there(
+    tiny: Path, tmp_path: Path
+) -> None:
+    ready_file = tmp_path / "ready"
+    ready_file.write_text("of a server that was killed")
+    with running_server(tiny, flags=("--ready-file", str(ready_file))) as server:
+        until(ready_file.exists)
+        assert json.loads(ready_file.read_text()) == {
+            "host": "127.0.0.1",
+            "grpc_port": server.port,
+            "http_port": server.http_port,
+            "pid": server.process.pid,
+        }
+        server.signal(signal.SIGTERM)
+        assert server.exit_code() == 0
+    assert list(tmp_path.glob("ready*")) == []
+
+
 def test_every_line_of_a_json_log_is_an_object(tiny: Path) -> None:
     with running_server(tiny, flags=("--log-format", "json")) as server:
         with client(server) as caller:
@@ -375,8 +393,18 @@ async def test_a_port_in_use_is_named_with_what_to_do(
 async def test_a_host_that_is_not_ours_is_named(
     tiny: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    assert "203.0.113.1" in await refused(capfd, tiny, host="203.0.113.1")
-    assert "'no such host'" in await refused(capfd, tiny, host="no such host")
+    for host in ("203.0.113.1", "no such host"):
+        line = await refused(capfd, tiny, host=host)
+        assert line.startswith(f"error: cannot listen on host {host!r}: ")
+        assert line.endswith("use --host")
+
+
+async def test_a_ready_file_that_cannot_be_written_is_named_before_anything_is_loaded(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "nowhere" / "ready"
+    line = await refused(capfd, tmp_path / "no bundle", ready_file=path)
+    assert line == f"error: --ready-file {path}: no such file or directory"
 
 
 async def test_a_bundle_that_is_missing_broken_or_doubled_is_named(
