@@ -8,6 +8,8 @@ Each of these signals begins a fault, and ends it when it comes again:
 - NAN: the network gives NaN for the first row of each batch;
 - RAISE: the network raises.
 
+NAN_ONCE and RAISE_ONCE do the same to the next batch alone.
+
 SIGRTMIN logs how many asyncio tasks there are. A file named by PROMISE_GATE is waited for before
 anything is loaded; with PROMISE_UNEQUAL a row's result depends on the size of its batch.
 """
@@ -33,6 +35,8 @@ SLOW = signal.SIGRTMIN + 1
 SLOW_SECONDS = 0.3
 NAN = signal.SIGRTMIN + 2
 RAISE = signal.SIGRTMIN + 3
+NAN_ONCE = signal.SIGRTMIN + 4
+RAISE_ONCE = signal.SIGRTMIN + 5
 
 _faults: set[int] = set()
 
@@ -51,10 +55,10 @@ def install() -> None:
         return step(engine)
 
     def faulty_call(network: OnnxNetwork, x_t: Any, emb: Any, /) -> Any:
-        if RAISE in _faults:
+        if RAISE in _faults or _once(RAISE_ONCE):
             raise RuntimeError("a broken network, put there by a test")
         eps = call(network, x_t, emb)
-        if NAN in _faults:
+        if NAN in _faults or _once(NAN_ONCE):
             eps[0] = np.nan
         if UNEQUAL in os.environ:
             eps += np.float32(1e-3 * len(eps))
@@ -64,7 +68,7 @@ def install() -> None:
     setattr(OnnxNetwork, "__call__", faulty_call)  # noqa: B010
     if GATE in os.environ:
         setattr(server, "load_models", _gated_load)  # noqa: B010
-    for fault in (signal.SIGUSR1, signal.SIGUSR2, SLOW, NAN, RAISE):
+    for fault in (signal.SIGUSR1, signal.SIGUSR2, SLOW, NAN, RAISE, NAN_ONCE, RAISE_ONCE):
         signal.signal(fault, _toggle)
     signal.signal(signal.SIGRTMIN, lambda *_: _log_tasks())
 
@@ -78,6 +82,13 @@ def _gated_load(*arguments: Any, **settings: Any) -> Any:
 
 def _toggle(fault: int, _: object) -> None:
     _faults.symmetric_difference_update({fault})
+
+
+def _once(fault: int) -> bool:
+    """Whether a fault has begun; it is over with that."""
+    began = fault in _faults
+    _faults.discard(fault)
+    return began
 
 
 def _log_tasks() -> None:
