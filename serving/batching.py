@@ -7,6 +7,7 @@ from collections.abc import Callable
 import numpy as np
 
 from serving.denoiser import Denoised, Denoiser
+from serving.ending import Ending
 from serving.engine_statistics import StepStats
 from serving.hand_over import HandOver
 from serving.image_cache import ImageCache
@@ -14,7 +15,7 @@ from serving.lane_giver import LaneGiver
 from serving.lanes import BoolArray, Int64Array
 from serving.pace import StepCost
 from serving.request import GenerateSpec, Outcome, Sink
-from serving.request_book import ActiveRequest, RequestBook, Ticket, tell_done
+from serving.request_book import RequestBook, Ticket
 from serving.scheduling import Backlog, WorkQueue
 from serving.sharing import Sharing
 
@@ -48,10 +49,10 @@ class Batching:
         self.queue = queue
         self.book = RequestBook(queue.slots)
         self.sharing = None if cache is None else Sharing(cache, denoiser, queue)
-        self._hand_over = HandOver(self.book, self._end)
+        self._ending = Ending(self.book, queue, denoiser.plans, self.sharing, clock)
+        self._hand_over = HandOver(self.book, self._ending)
         self._lane_giver = LaneGiver(denoiser, queue, self.book, self._hand_over, self.sharing)
         self._padded_rows = padded_rows
-        self._clock = clock
         self._cancelled: dict[int, str] = {}
         self._stats = StepStats()
 
@@ -104,7 +105,7 @@ class Batching:
         self._stats = StepStats()
         for request in self.book.all():
             try:
-                self._end(request, outcome, detail)
+                self._ending.end(request, outcome, detail, self._stats)
             except Exception:  # done() was said; the others must hear it too
                 logger.exception("request %d left something behind", request.ticket.request_id)
         for lanes in (self.lanes, self.denoiser.aside.lanes):
@@ -115,9 +116,9 @@ class Batching:
         while self._cancelled:
             request_id, detail = self._cancelled.popitem()
             if (request := self.book.get(request_id)) is not None:
-                self._end(request, Outcome.CANCELLED, detail)
+                self._ending.end(request, Outcome.CANCELLED, detail, self._stats)
         for request in self.book.at(self.queue.expired(now_seconds)):
-            self._end(request, Outcome.DEADLINE_EXCEEDED, "its deadline passed")
+            self._ending.end(request, Outcome.DEADLINE_EXCEEDED, "its deadline passed", self._stats)
 
     def _run_batch(self, stats: StepStats) -> None:
         lanes, n = self.lanes, self.lanes.count
@@ -161,22 +162,7 @@ class Batching:
         if self.sharing is not None:
             failed += self.sharing.sharers(lanes, which)
         for request in failed:
-            self._end(request, Outcome.NETWORK_FAILED, detail)
-
-    def _end(self, request: ActiveRequest, outcome: Outcome, detail: str) -> None:
-        """Says done(), once, and leaves the request's lanes to _free_lanes."""
-        if not self.book.close(request):
-            return
-        try:
-            self.queue.withdraw(request.slot)
-            if self.sharing is not None:
-                self.sharing.ended(request)
-            if request.plan is not None:
-                self.denoiser.plans.release(request.plan)
-            done = self._stats.requests_done
-            done[outcome] = done.get(outcome, 0) + 1
-        finally:
-            tell_done(request, outcome, self._clock(), detail)
+            self._ending.end(request, Outcome.NETWORK_FAILED, detail, self._stats)
 
     def _free_lanes(self, finished: BoolArray | None = None) -> None:
         """Frees the lanes of ended requests and the finished ones, then the requests' slots."""

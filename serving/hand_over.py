@@ -6,22 +6,20 @@ import numpy as np
 
 from diffusion.reference import to_uint8
 from serving.denoiser import Denoised
+from serving.ending import Ending
 from serving.engine_statistics import StepStats
 from serving.lanes import Float32Array, Int64Array, LaneTable
 from serving.request import Outcome, Pixels
 from serving.request_book import ActiveRequest, RequestBook, tell
 from serving.sharing import Sharing
 
-End = Callable[[ActiveRequest, Outcome, str], None]
-"""Ends a request, with the detail for the log. Harmless for one that has ended."""
-
 
 class HandOver:
     """Tells sinks what a step made for them. Requests that are complete, or broken, are ended."""
 
-    def __init__(self, book: RequestBook, end: End) -> None:
+    def __init__(self, book: RequestBook, ending: Ending) -> None:
         self._book = book
-        self._end = end
+        self._ending = ending
 
     def previews(self, lanes: LaneTable, denoised: Denoised, stats: StepStats) -> None:
         """Hands over the x_0 estimates that are due, of lanes that go on."""
@@ -36,7 +34,8 @@ class HandOver:
         for (request, index, pixels), position in zip(
             self._pictures(lanes, which, denoised.x_0), positions, strict=True
         ):
-            stats.previews += self._tell(request, request.sink.preview, index, position, pixels)
+            told = self._tell(request, stats, request.sink.preview, index, position, pixels)
+            stats.previews += told
 
     def images(
         self, lanes: LaneTable, finished: Int64Array, sharing: Sharing | None, stats: StepStats
@@ -55,16 +54,16 @@ class HandOver:
 
     def image(self, request: ActiveRequest, index: int, pixels: Pixels, stats: StepStats) -> None:
         """Hands one image over; ends the request if it was the last."""
-        if not self._tell(request, request.sink.image, index, pixels):
+        if not self._tell(request, stats, request.sink.image, index, pixels):
             return
         stats.images_finished += 1
         request.images_left -= 1
         if request.images_left == 0:
-            self._end(request, Outcome.FINISHED, "")
+            self._ending.end(request, Outcome.FINISHED, "", stats)
 
-    def started(self, request: ActiveRequest) -> None:
+    def started(self, request: ActiveRequest, stats: StepStats) -> None:
         """Says that a request's first image has a lane."""
-        self._tell(request, request.sink.started)
+        self._tell(request, stats, request.sink.started)
 
     def _pictures(
         self, lanes: LaneTable, which: Int64Array, images: Float32Array
@@ -74,12 +73,16 @@ class HandOver:
         return list(zip(requests, lanes.index[which].tolist(), pixels, strict=True))
 
     def _tell(
-        self, request: ActiveRequest, method: Callable[..., None], *arguments: object
+        self,
+        request: ActiveRequest,
+        stats: StepStats,
+        method: Callable[..., None],
+        *arguments: object,
     ) -> bool:
         """Tells a request that has not ended; one whose sink raises is cancelled."""
         if not self._book.is_open(request):
             return False
         if not tell(request, method, *arguments):
-            self._end(request, Outcome.CANCELLED, "its sink raised")
+            self._ending.end(request, Outcome.CANCELLED, "its sink raised", stats)
             return False
         return True

@@ -69,7 +69,7 @@ class LaneGiver:
                 self._start(request, wanted - resumed, stats)
         self._denoiser.draw_initial()
         for request in started:
-            self._hand_over.started(request)
+            self._hand_over.started(request, stats)
         for request, index, pixels in hits:
             self._hand_over.image(request, index, pixels, stats)
 

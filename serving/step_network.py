@@ -4,6 +4,7 @@ The images stay on the device from their first noise to their last step. To it g
 row, from it comes one, and the images and previews that somebody waits for.
 """
 
+import weakref
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Protocol
@@ -75,7 +76,8 @@ class StepNetwork:
         most = self.buckets[-1]
         self.lane_counts = tuple(lanes for lanes in self.buckets if 2 * lanes <= most)
         self._device = device
-        self._tenant: Tenant | None = None
+        # Weak: it has this network, and the two would keep each other and the device's memory.
+        self._tenant: weakref.ref[Tenant] | None = None
         manifest = bundle.manifest
         self._graph = StepGraph(bundle, device, self.num_threads)
         image, emb = manifest.image_shape, manifest.embedding_width
@@ -198,9 +200,11 @@ class StepNetwork:
         self._device.write(self._tensors.control, self._controls[bucket].block)
 
     def _let(self, tenant: Tenant | None) -> None:
-        if self._tenant is not None and self._tenant is not tenant:
-            self._tenant.move_out()
-        self._tenant = tenant
+        before = None if self._tenant is None else self._tenant()
+        if before is not tenant:
+            if before is not None:
+                before.move_out()
+            self._tenant = None if tenant is None else weakref.ref(tenant)
 
     def _bound(self, bucket: int) -> "_BoundStep":
         bound = self._steps.get(bucket)

@@ -1,6 +1,8 @@
 """The engine, driven by hand: exact, fair, bounded, and every request ended once."""
 
+import gc
 import random
+import weakref
 
 import numpy as np
 import pytest
@@ -529,6 +531,26 @@ def test_the_last_legal_values_run() -> None:
     )
     finish(engine)
     assert list(sink.images) == [2**32 - 1]
+
+
+@pytest.mark.parametrize("cache_bytes", [0, 10_000])
+def test_an_engine_that_is_let_go_keeps_no_memory_until_garbage_is_collected(
+    cache_bytes: int,
+) -> None:
+    """A network is megabytes and threads, and every reload of a bundle replaces one."""
+    network = FakeNetwork()
+    engine = Engine(MODEL, network, max_lanes=4, cache_bytes=cache_bytes)
+    for request in MIXTURE:
+        submit(engine, request)
+    finish(engine)
+    engine.end_all(Outcome.NETWORK_FAILED, "it starts anew")
+    kept = weakref.ref(network)
+    gc.disable()
+    try:
+        del engine, network
+        assert kept() is None
+    finally:
+        gc.enable()
 
 
 def test_an_engine_without_work_does_nothing() -> None:

@@ -34,6 +34,7 @@ from simple_diffusion.v1 import diffusion_pb2 as pb
 from simple_diffusion.v1.diffusion_pb2_grpc import DiffusionServiceStub
 from tests.fakes import unet_graph, write_tiny_bundle
 from tests.server_process import ServerProcess, environment, run_server, running_server
+from tests.server_vitals import vitals
 
 LONG_STEPS = 250  # with 64 images of the slow bundle: about a second
 
@@ -486,6 +487,27 @@ def test_sighup_serves_a_new_bundle_while_requests_in_flight_finish_on_the_old_o
         assert 'model_reloads_total{model="tiny",outcome="failed"} 1.0' in server.get("/metrics")[1]
         server.signal(signal.SIGTERM)
         assert server.exit_code() == 0
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+def test_bundles_that_were_replaced_leave_no_thread_and_no_file_behind(slow: Path) -> None:
+    with (
+        running_server(slow, flags=("--num-threads", "3", "--max-lanes", "4")) as server,
+        client(server) as caller,
+    ):
+
+        def reload(times: int) -> None:
+            server.signal(signal.SIGHUP)
+            until(lambda: server.log.count("reloaded: ") == times)
+            caller.generate(1, 64, num_steps=2)
+
+        reload(1)  # what is made once is made
+        before = vitals(server.process.pid)
+        for times in range(2, 8):
+            reload(times)
+        # Each has threads of its own.
+        until(lambda: vitals(server.process.pid).threads <= before.threads)
+        assert vitals(server.process.pid).files <= before.files
 
 
 # Loading and dying, inside this process

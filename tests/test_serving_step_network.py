@@ -1,5 +1,7 @@
 """Steps on fixed memory: which sizes there are, what eps is, and that one batch has the memory."""
 
+import gc
+import weakref
 from pathlib import Path
 from typing import Any
 
@@ -104,6 +106,22 @@ def test_engines_that_take_turns_in_one_memory_draw_what_they_draw_alone(bundle:
         np.testing.assert_array_equal(network(x_t, emb), eps)
     for request, sink in zip(requests, sinks, strict=True):
         assert_reference_pixels(MODEL, request, sink.images)
+
+
+def test_an_engine_that_is_let_go_keeps_no_memory_of_the_device(bundle: Bundle) -> None:
+    """Else the GPU would hold two versions of a model for as long as Python collects no garbage."""
+    network = StepNetwork(bundle, HostDevice(), 1, max_rows=8)
+    engine = Engine(MODEL, network, max_lanes=4)
+    engine.submit(spec(count=3, num_steps=3), RecordingSink())
+    while engine.has_work:
+        engine.step()
+    kept = weakref.ref(network)
+    gc.disable()
+    try:
+        del engine, network
+        assert kept() is None
+    finally:
+        gc.enable()
 
 
 def test_lanes_are_measured_among_those_that_there_is_room_for(bundle: Bundle) -> None:
