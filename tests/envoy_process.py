@@ -123,7 +123,9 @@ def validate(envoy: Path) -> subprocess.CompletedProcess[str]:
 
 @contextlib.contextmanager
 def running_envoy(
-    replicas: Sequence[int], change: Callable[[dict[str, Any]], None] = lambda _: None
+    replicas: Sequence[int],
+    change: Callable[[dict[str, Any]], None] = lambda _: None,
+    flags: Sequence[str] = (),
 ) -> Iterator[EnvoyProcess]:
     """Starts Envoy in front of the replicas on these ports, waits until it has found all of them
     healthy, and kills it at the end. `change` may alter the configuration.
@@ -138,7 +140,7 @@ def running_envoy(
         file.write_text(json.dumps(envoy), encoding="utf-8")
         with log_file.open("wb") as log:
             process = subprocess.Popen(
-                [*command, "--disable-hot-restart"], stdout=log, stderr=log, cwd=directory
+                [*command, "--disable-hot-restart", *flags], stdout=log, stderr=log, cwd=directory
             )
         try:
             started = EnvoyProcess(process, log_file, *ports)
