@@ -159,6 +159,19 @@ def test_without_a_profile_the_server_runs_on_the_cpu(
     assert without == {"prometheus", "grafana"}
 
 
+def test_grafana_asks_nobody_outside(services: dict[str, dict[str, Any]]) -> None:
+    """Each setting that has it fetch something, as Grafana's manual lists them."""
+    settings = services["grafana"]["environment"]
+    fetches = (
+        "ANALYTICS_REPORTING", "ANALYTICS_CHECK_FOR_UPDATES", "ANALYTICS_CHECK_FOR_PLUGIN_UPDATES",
+        "NEWS_NEWS_FEED", "PLUGINS_PREINSTALL", "PLUGINS_PUBLIC_KEY_RETRIEVAL",
+    )  # fmt: skip
+    for name in fetches:
+        said = {key: value for key, value in settings.items() if key.startswith(f"GF_{name}")}
+        [(key, value)] = said.items()
+        assert value == ("true" if key.endswith("_DISABLED") else "false"), key
+
+
 def test_training_never_starts_by_itself(services: dict[str, dict[str, Any]]) -> None:
     for name in TRAINING:
         assert services[name]["profiles"] == [name]
