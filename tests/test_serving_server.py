@@ -489,6 +489,19 @@ def test_sighup_serves_a_new_bundle_while_requests_in_flight_finish_on_the_old_o
         assert server.exit_code() == 0
 
 
+def test_a_server_that_watches_its_bundles_loads_a_changed_one_by_itself(tmp_path: Path) -> None:
+    bundle = write_tiny_bundle(tmp_path / "tiny")
+    variables = {"SIMPLE_DIFFUSION_WATCH_MODELS": "true"}
+    with running_server(bundle, variables=variables) as server, client(server) as caller:
+        assert caller.generate(1).model_version == "1.0.0"
+        write_tiny_bundle(bundle, version="2.0.0")
+        until(lambda: caller.generate(1).model_version == "2.0.0")
+        (bundle / "unet.onnx").write_bytes(b"damaged")
+        until(lambda: "not reloaded, tiny 2.0.0 goes on: " in server.log)
+        write_tiny_bundle(bundle, version="3.0.0")
+        until(lambda: caller.generate(1).model_version == "3.0.0")
+
+
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
 def test_bundles_that_were_replaced_leave_no_thread_and_no_file_behind(slow: Path) -> None:
     with (

@@ -206,14 +206,17 @@ def test_a_missing_file_is_named_with_its_flag(
         Certificates(files)
 
 
+@pytest.mark.parametrize("mutual", [False, True])
 async def test_a_server_process_speaks_tls_and_says_why_it_cannot(
-    tmp_path: Path, ca: trustme.CA
+    tmp_path: Path, ca: trustme.CA, mutual: bool
 ) -> None:
     tiny = write_tiny_bundle(tmp_path / "tiny")
-    files = write(tmp_path, issue(ca))
-    flags = ("--tls-cert", str(files.cert), "--tls-key", str(files.key))
-    with running_server(tiny, flags=flags) as server:
-        assert await check(server.port, ca) == "SERVING"
+    files = write(tmp_path, issue(ca), client_ca=ca)
+    flags = ["--tls-cert", str(files.cert), "--tls-key", str(files.key)]
+    flags += ["--tls-client-ca", str(files.client_ca)] if mutual else []
+    with running_server(tiny, flags=tuple(flags)) as server:
+        assert await check(server.port, ca, issue(ca, "client")) == "SERVING"
+        assert await check(server.port, ca) == ("UNAVAILABLE" if mutual else "SERVING")
         assert await check(server.port, None) == "UNAVAILABLE"
         assert "Traceback" not in server.log
         assert "PRIVATE KEY" not in server.log

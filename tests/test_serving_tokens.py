@@ -1,6 +1,7 @@
 """With a file of tokens, only who has one is answered, and no token is shown anywhere."""
 
 import logging
+import time
 from pathlib import Path
 from typing import Any
 
@@ -167,6 +168,16 @@ async def test_who_has_no_token_is_not_told_what_is_wrong_with_the_request(path:
         assert await code(edge.raw("Generate", b"\xff")) == "UNAUTHENTICATED"
 
 
+def accepted(method: Any, token: str) -> bool:
+    try:
+        method(b"", metadata=bearer(token))
+    except grpc.RpcError as error:
+        call: Any = error  # every error of a call is the call itself
+        assert call.code() is grpc.StatusCode.UNAUTHENTICATED
+        return False
+    return True
+
+
 def test_a_server_process_asks_for_tokens_and_shows_none(tmp_path: Path, path: Path) -> None:
     tiny = write_tiny_bundle(tmp_path / "tiny")
     flags = ("--auth-tokens-file", str(path), "--log-level", "debug")
@@ -175,10 +186,15 @@ def test_a_server_process_asks_for_tokens_and_shows_none(tmp_path: Path, path: P
         grpc.insecure_channel(server.target) as channel,
     ):
         models = channel.unary_unary("/simple_diffusion.v1.DiffusionService/ListModels")
-        assert models(b"", metadata=bearer(FIRST))
-        with pytest.raises(grpc.RpcError) as caught:
-            models(b"", metadata=bearer("wrong-token-0123456789"))
-        assert caught.value.code() is grpc.StatusCode.UNAUTHENTICATED
+        assert accepted(models, FIRST)
+        assert not accepted(models, "wrong-token-0123456789")
+        new = "another-token-0123456789"
+        path.write_text(f"{new}\n")
+        end_seconds = time.monotonic() + 20
+        while not accepted(models, new):
+            assert time.monotonic() < end_seconds, "the file was not read again"
+            time.sleep(0.1)
+        assert not accepted(models, FIRST)
         assert str(path) in server.log
         assert "0123456789" not in server.log
         assert "WARNING" not in server.log
