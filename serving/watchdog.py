@@ -2,7 +2,6 @@
 
 import asyncio
 import logging
-import math
 import time
 from collections.abc import Callable
 
@@ -10,7 +9,7 @@ from serving.engine_thread import EngineThread
 from serving.health import Phase, Readiness
 
 _LOOK_SECONDS = 0.1
-_HELD_UP_SECONDS = 0.5
+_LATE_SECONDS = 2 * _LOOK_SECONDS  # after the look before: it counts as no more than that
 _HANG_EXIT_SECONDS = 30.0
 
 _log = logging.getLogger(__name__)
@@ -22,8 +21,8 @@ class Watchdog:
     A thread that hangs is inside the network, which nothing can interrupt: it may come back, and
     then the server is ready again; after a while only a new process can help.
 
-    A look that comes late says that the whole process was held up: stopped, or without a processor.
-    Silence from before it is not the engine's doing, and begins no hang.
+    Silence is as long as the watchdog has listened: time in which the whole process was held up,
+    stopped or without a processor, is not the engine's doing.
     """
 
     def __init__(
@@ -42,7 +41,7 @@ class Watchdog:
         )
         self._clock = clock
         self._looked_seconds = clock()
-        self._held_up_until = -math.inf
+        self._silent_seconds = 0.0
         self._hung_since: float | None = None
 
     async def watch(self) -> str:
@@ -56,13 +55,7 @@ class Watchdog:
         """Looks once; returns why this process cannot go on, if it cannot."""
         if not self._engine_thread.alive:
             return "the engine's thread has died"
-        now_seconds = self._clock()
-        if now_seconds - self._looked_seconds > _HELD_UP_SECONDS:
-            self._held_up_until = now_seconds
-        self._looked_seconds = now_seconds
-        silent_seconds = self._engine_thread.last_step_age_seconds()
-        if self._hung_since is None:
-            silent_seconds = min(silent_seconds, now_seconds - self._held_up_until)
+        silent_seconds = self._listen()
         if silent_seconds <= self._engine_thread.hang_seconds:
             if self._readiness.phase is Phase.STALLED:
                 _log.warning("the engine goes on after %.1f s", self._hung_seconds())
@@ -70,13 +63,23 @@ class Watchdog:
             self._hung_since = None
             return None
         if self._hung_since is None:
-            self._hung_since = now_seconds
+            self._hung_since = self._clock()
             _log.error("the engine has been silent for %.2f s while there is work", silent_seconds)
         if self._readiness.phase is Phase.SERVING:
             self._readiness.set(Phase.STALLED)
         if self._hung_seconds() >= self._hang_exit_seconds:
             return f"the engine's thread has been hanging for {self._hung_seconds():.0f} s"
         return None
+
+    def _listen(self) -> float:
+        """Returns for how long the engine has been silent, as far as this has listened."""
+        now_seconds, age_seconds = self._clock(), self._engine_thread.last_step_age_seconds()
+        since_seconds = now_seconds - self._looked_seconds
+        if age_seconds < since_seconds:  # a sign of life since the last look
+            self._silent_seconds, since_seconds = 0.0, age_seconds
+        self._silent_seconds += min(since_seconds, _LATE_SECONDS)
+        self._looked_seconds = now_seconds
+        return self._silent_seconds
 
     def _hung_seconds(self) -> float:
         return 0.0 if self._hung_since is None else self._clock() - self._hung_since
