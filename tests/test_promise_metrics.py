@@ -189,7 +189,7 @@ def of(counted: Samples, name: str) -> dict[str, float]:
 
 async def test_cancelled_requests_are_counted_by_how_far_they_were(faulty: ServerProcess) -> None:
     ledger = Ledger()
-    work: dict[str, Any] = {**LONG, "timeout_seconds": 3600}
+    work: dict[str, Any] = {**LONG, "timeout_seconds": 1e6}  # accepted, however slow the machine is
     drawn = pb.GenerateRequest(
         label=4, count=8, sampler=pb.SAMPLER_DDPM, num_steps=1, guidance_scale=1.0
     )
