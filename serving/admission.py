@@ -6,8 +6,8 @@ from bisect import bisect_left, bisect_right
 import numpy as np
 import numpy.typing as npt
 
-from serving.filling_up import filled_up_rows
-from serving.pace import Pace, StepCost
+from serving.filling_up import FillingUp
+from serving.pace import Pace
 from serving.request import DeadlineUnmeetable, GenerateSpec, QueueFull
 from serving.scheduling import (
     EMPTY_BACKLOG,
@@ -36,6 +36,7 @@ class Admission:
         lanes: int,
         policy: SchedulingPolicy,
         pace: Pace,
+        filling_up: FillingUp,
     ) -> None:
         """Makes an empty queue.
 
@@ -45,6 +46,7 @@ class Admission:
             lanes: of the engine.
             policy: as of the engine's WorkQueue.
             pace: of the engine.
+            filling_up: of the engine.
         """
         for name, value in (
             ("max_queued_images", max_queued_images),
@@ -57,6 +59,7 @@ class Admission:
         self._lanes = lanes
         self._fifo = policy == "fifo"
         self._pace = pace
+        self._filling_up = filling_up
         self._lock = threading.Lock()
         self._backlog = EMPTY_BACKLOG
         # Reserved, and not in the backlog yet:
@@ -152,7 +155,7 @@ class Admission:
             steps = max(steps, rows_in_all / full_rows)
         rows = rows_in_all / steps
         if not self._fifo:
-            rows = self._filled_up(backlog, before, work, rows, full_rows, cost)
+            rows = self._filled_up(backlog, before, work, rows, full_rows)
         running = backlog.images - backlog.images_waiting
         under_way = 0.5 * cost.seconds(running) if running else 0.0
         return steps * cost.seconds(rows) + under_way
@@ -175,7 +178,6 @@ class Admission:
         work: int,
         rows: float,
         full_rows: float,
-        cost: StepCost,
     ) -> float:
         """Rows of a step with those that come after and use what is left of it."""
         # Who goes first, and so decides who only fills up, changes: here it is the largest.
@@ -188,7 +190,7 @@ class Admission:
         fillers = float(backlog.width[~before & ~like].sum())
         fillers += sum(self._widths[max(reserved_after, reserved_unlike) :])
         rows = min(full_rows, rows)
-        return min(filled_up_rows(cost, rows, full_rows), rows + fillers)
+        return min(self._filling_up.rows(rows, full_rows), rows + fillers)
 
     def _check_deadline(self, spec: GenerateSpec, now_seconds: float) -> None:
         if spec.deadline_seconds is None:

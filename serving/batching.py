@@ -9,11 +9,11 @@ import numpy as np
 from serving.denoiser import Denoised, Denoiser
 from serving.ending import Ending
 from serving.engine_statistics import StepStats
+from serving.filling_up import FillingUp
 from serving.hand_over import HandOver
 from serving.image_cache import ImageCache
 from serving.lane_giver import LaneGiver
 from serving.lanes import BoolArray, Int64Array
-from serving.pace import StepCost
 from serving.request import GenerateSpec, Outcome, Sink
 from serving.request_book import RequestBook, Ticket
 from serving.scheduling import Backlog, WorkQueue
@@ -75,7 +75,7 @@ class Batching:
         shared = 0 if self.sharing is None else self.sharing.images_shared
         return self.queue.backlog(self.lanes.count, shared)
 
-    def begin_step(self, now_seconds: float, cost: StepCost | None) -> bool:
+    def begin_step(self, now_seconds: float, filling_up: FillingUp) -> bool:
         """Ends what is cancelled or has expired; gives out lanes anew, if it is time to.
 
         Returns:
@@ -86,7 +86,7 @@ class Batching:
         self._free_lanes()
         if not self.queue.due:
             return False
-        self._lane_giver.give(cost, now_seconds, self._stats)
+        self._lane_giver.give(filling_up, now_seconds, self._stats)
         return True
 
     def finish_step(self) -> StepStats | None:
@@ -124,6 +124,7 @@ class Batching:
         lanes, n = self.lanes, self.lanes.count
         slots, rows = lanes.request[:n].copy(), self.denoiser.lane_rows()
         stats.lanes, stats.rows_useful = n, int(rows.sum())
+        stats.kept_short = self.queue.keeps_short
         stats.rows = self._padded_rows(stats.rows_useful)
         lanes.rows_computed[:n] += rows
         self.queue.served(slots, rows)

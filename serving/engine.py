@@ -14,6 +14,7 @@ from serving.batching import Batching
 from serving.denoiser import EngineModel, Network
 from serving.device_denoiser import make_denoiser
 from serving.engine_statistics import EngineStatistics, EngineTotals, StepStats
+from serving.filling_up import FillingUp
 from serving.image_cache import ImageCache
 from serving.pace import Pace
 from serving.request import GenerateSpec, Outcome, Sink
@@ -57,7 +58,8 @@ class Engine:
             ageing: see WorkQueue.
             cache_bytes: for finished images; with 0 nothing is kept, nor shared in flight.
             padded_rows: rows that the network computes for a batch, for the statistics.
-            step_seconds: of steps that were timed before, by their rows: the first pace.
+            step_seconds: of steps that were timed before, by their rows; without, as if a step took
+                as long as its rows take one by one.
             clock: seconds, monotonic; the clock of GenerateSpec.deadline_seconds.
         """
         if max_lanes < 1:
@@ -66,15 +68,15 @@ class Engine:
         self._clock = clock
         self._padded_rows = padded_rows
         self._network = network
-        self._pace = Pace()
-        for rows, seconds in (step_seconds or {}).items():
-            self._pace.observe(rows, seconds)
+        self._pace = Pace(2 * max_lanes, step_seconds, padded_rows)
+        self._filling_up = FillingUp(self._pace)
         self._admission = Admission(
             max_queued_images=max_queued_images,
             max_queued_requests=max_queued_requests,
             lanes=max_lanes,
             policy=policy,
             pace=self._pace,
+            filling_up=self._filling_up,
         )
         self._max_lanes = max_lanes
         # Each has an image in a lane or waiting, so there cannot be more requests than these.
@@ -160,13 +162,14 @@ class Engine:
             None if there was nothing to do.
         """
         begin = self._clock()
-        if self._batching.begin_step(begin, self._pace.cost):
+        if self._batching.begin_step(begin, self._filling_up):
             self._publish()
         stats = self._batching.finish_step()
         if stats is None:
             return None
         stats.total_seconds = self._clock() - begin
         self._pace.observe(stats.rows_useful, stats.total_seconds)
+        self._filling_up.observe(stats.total_seconds, kept_short=stats.kept_short)
         self._totals.add(stats)
         if not self.has_work:
             self._publish()

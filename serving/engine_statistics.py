@@ -15,6 +15,7 @@ class StepStats:
         lanes: images in the batch.
         rows_useful: network rows in it.
         rows: network rows computed, padding included.
+        kept_short: whether lanes were left out for the sake of the smaller requests in it.
         rows_finished: that the images which are finished have taken, in all their steps.
         rows_given_up: that images have taken which were given up: cancelled, late or failed.
         network_seconds: in the network call.
@@ -34,6 +35,7 @@ class StepStats:
     lanes: int = 0
     rows_useful: int = 0
     rows: int = 0
+    kept_short: bool = False
     rows_finished: int = 0
     rows_given_up: int = 0
     network_seconds: float = 0.0

@@ -3,56 +3,86 @@
 More rows use the network better, and make the step longer for those who are served.
 """
 
+import math
+
 import numpy as np
 import numpy.typing as npt
 
-from serving.pace import StepCost
+from serving.pace import Pace
 
 Int64Array = npt.NDArray[np.int64]
 Float64Array = npt.NDArray[np.float64]
 BoolArray = npt.NDArray[np.bool_]
 
-FILLER_STRETCH = 2.6
-"""How much longer a step may take with those that fill it up than without them. With 2 a large
-request keeps too little of its pace beside small ones, with 4 small ones wait too long; measured
-on two cores (docs/promises.md)."""
+LEAST_STRETCH = 1.25
+STRETCH_PER_SHARE = 3.0
+"""A step takes up to LEAST_STRETCH + this * s times as long with those that fill it up as without
+them, where s is the share of the engine's time that goes into steps which are kept short in this
+way. So small requests that are few hardly wait for large ones, and many of them leave these their
+pace; measured on two cores (docs/promises.md)."""
 
-FILLER_EFFICIENCY = 0.9
+MEMORY_SECONDS = 10.0
+"""Of the engine's work, over which that share is a fading mean."""
+
+EFFICIENCY = 0.9
 """Rows per second, relative to those of a full batch, beyond which a step is not filled up."""
 
 
-def filled_up_rows(cost: StepCost, served_rows: float, most_rows: float) -> float:
-    """Rows up to which a step that serves `served_rows` is filled up.
+class FillingUp:
+    """How far the steps of an engine are filled up. One thread writes, any may ask for rows()."""
 
-    Args:
-        cost: of a step.
-        served_rows: of the requests that go first.
-        most_rows: of a full batch.
-    """
-    within = cost.rows_within(FILLER_STRETCH * cost.seconds(served_rows))
-    # rows / seconds(rows) = pace, solved for rows.
-    pace = FILLER_EFFICIENCY * most_rows / cost.seconds(most_rows)
-    efficient = pace * cost.fixed_seconds / (1.0 - pace * cost.seconds_per_row)
-    return max(served_rows, min(within, efficient, most_rows))
+    def __init__(self, pace: Pace) -> None:
+        """For an engine that goes at this pace, and has kept no step short yet."""
+        self._pace = pace
+        self._short_share = 0.0
 
+    @property
+    def stretch(self) -> float:
+        """How many times as long a step may take with those that fill it up."""
+        return LEAST_STRETCH + STRETCH_PER_SHARE * self._short_share
 
-def limit_fillers(
-    given: Int64Array, fills: BoolArray, rows_per_lane: Float64Array, lanes: int, cost: StepCost
-) -> None:
-    """Takes lanes from requests that only fill up, as far as they slow the others down.
+    def observe(self, seconds: float, *, kept_short: bool) -> None:
+        """Takes note of an engine step, and whether limit() took lanes away from it."""
+        new = 1.0 - math.exp(-seconds / MEMORY_SECONDS)
+        self._short_share += new * (kept_short - self._short_share)
 
-    Args:
-        given: int64 [requests], lanes of each, the most urgent first; changed in place.
-        fills: bool [requests], which of them only fill up.
-        rows_per_lane: float64 [requests], of a step.
-        lanes: that there are.
-        cost: of a step.
-    """
-    if not fills.any():
-        return
-    rows = given * rows_per_lane
-    served_rows = float(rows[~fills].sum())
-    room = filled_up_rows(cost, served_rows, lanes) - served_rows
-    rows[~fills] = 0.0
-    allowed = np.floor(np.maximum(room - (np.cumsum(rows) - rows), 0.0) / rows_per_lane)
-    np.minimum(given, allowed.astype(np.int64), out=given, where=fills)
+    def rows(self, served_rows: float, most_rows: float) -> float:
+        """Rows up to which a step is filled up; `most_rows` before any step was timed.
+
+        Args:
+            served_rows: of the requests that go first.
+            most_rows: of a full batch.
+        """
+        cost = self._pace.cost
+        if cost is None:
+            return most_rows
+        within = cost.rows_within(self.stretch * cost.seconds(served_rows))
+        efficient = cost.efficient_rows(served_rows, most_rows, EFFICIENCY)
+        # What the network would only pad is for nothing.
+        free = cost.rows_within(cost.seconds(served_rows))
+        return max(served_rows, min(max(free, min(within, efficient)), most_rows))
+
+    def limit(
+        self, given: Int64Array, fills: BoolArray, rows_per_lane: Float64Array, lanes: int
+    ) -> bool:
+        """Takes lanes from requests that only fill up, as far as they slow the others down.
+
+        Args:
+            given: int64 [requests], lanes of each, the most urgent first; changed in place.
+            fills: bool [requests], which of them only fill up.
+            rows_per_lane: float64 [requests], of a step.
+            lanes: that there are.
+
+        Returns:
+            whether it took any.
+        """
+        if not given[fills].any():
+            return False
+        rows = given * rows_per_lane
+        served_rows = float(rows[~fills].sum())
+        room = self.rows(served_rows, lanes) - served_rows
+        rows[~fills] = 0.0
+        allowed = np.floor(np.maximum(room - (np.cumsum(rows) - rows), 0.0) / rows_per_lane)
+        kept_short = bool((allowed < given)[fills].any())
+        np.minimum(given, allowed.astype(np.int64), out=given, where=fills)
+        return kept_short

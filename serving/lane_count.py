@@ -10,7 +10,7 @@ from serving.engine import Engine
 from serving.request import GenerateSpec, NullSink
 from serving.step_network import StepNetwork
 
-CANDIDATES = (1, 8, 12, 16, 24, 32, 48, 64, 96, 128, 192, 256)
+CANDIDATES = (1, 2, 4, 8, 12, 16, 24, 32, 48, 64, 96, 128, 192, 256)
 """Lanes that are tried, in this order."""
 
 FEWEST = 8

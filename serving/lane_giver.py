@@ -4,8 +4,8 @@ import numpy as np
 
 from serving.denoiser import Denoiser
 from serving.engine_statistics import StepStats
+from serving.filling_up import FillingUp
 from serving.hand_over import HandOver
-from serving.pace import StepCost
 from serving.request_book import ActiveRequest, RequestBook
 from serving.scheduling import WorkQueue
 from serving.sharing import Hit, Sharing
@@ -28,11 +28,11 @@ class LaneGiver:
         self._hand_over = hand_over
         self._sharing = sharing
 
-    def give(self, cost: StepCost | None, now_seconds: float, stats: StepStats) -> None:
+    def give(self, filling_up: FillingUp, now_seconds: float, stats: StepStats) -> None:
         """Brings every request to the lanes that it has in the next step."""
         lanes, slots_in_all = self._denoiser.lanes, self._queue.slots
         held = np.bincount(lanes.request[: lanes.count], minlength=slots_in_all)
-        slots, allotted = self._queue.allot(held, lanes.capacity, cost)
+        slots, allotted = self._queue.allot(held, lanes.capacity, filling_up)
         target = np.zeros_like(held)
         target[slots] = allotted
         if (held > target).any():

@@ -8,8 +8,9 @@ from typing import Literal
 from serving.bundle import BundleError, Manifest, load_bundle
 from serving.denoiser import EngineModel
 from serving.engine import Engine
-from serving.lane_count import measure_lane_count
+from serving.lane_count import CANDIDATES, measure_lane_count
 from serving.network import (
+    AnyNetwork,
     Provider,
     ProviderError,
     embedding_table,
@@ -18,6 +19,7 @@ from serving.network import (
 )
 from serving.scheduling import SchedulingPolicy
 from serving.self_test import BATCH_SIZES, SelfTestReport, run_self_test
+from serving.step_network import StepNetwork
 from serving.validation import ServedModel
 
 LARGEST_STEP_DIFFERENCE = 1e-3
@@ -107,10 +109,8 @@ def load_model(
     model = EngineModel.from_manifest(manifest, embedding_table(bundle, num_threads=num_threads))
     # Where batches are padded, the sizes that are run are the buckets, and all of them are tried.
     sizes = network.buckets or BATCH_SIZES
-    # With a fixed number two sizes, and no large one: for the first pace only.
-    candidates = None if fixed == "auto" else tuple(sorted({1, min(fixed, 64)}))
     try:
-        measured = measure_lane_count(model, network, candidates=candidates)
+        measured = measure_lane_count(model, network, candidates=_candidates(network, fixed))
     except RuntimeError as error:
         raise BundleError(f"bundle {str(path)!r}: {error}") from error
     max_lanes = measured.max_lanes if fixed == "auto" else fixed
@@ -134,6 +134,16 @@ def load_model(
         step_seconds=measured.step_seconds,
     )
     return LoadedModel(_served(manifest), engine, provider, report)
+
+
+def _candidates(network: AnyNetwork, fixed: int | Literal["auto"]) -> tuple[int, ...] | None:
+    """Lanes to time; None where the network says how many it has room for."""
+    if fixed != "auto":  # two sizes, and no large one: for the pace only
+        return tuple(sorted({1, min(fixed, 64)}))
+    if isinstance(network, StepNetwork):
+        return None
+    # Elsewhere a step is padded to more, and would look slower than it need be.
+    return tuple(lanes for lanes in CANDIDATES if network.padded_rows(lanes) == lanes)
 
 
 def _served(manifest: Manifest) -> ServedModel:

@@ -20,7 +20,7 @@ from serving.providers import resolve_provider
 from serving.step_network import StepNetwork
 
 __all__ = [
-    "OnnxNetwork", "Provider", "ProviderError", "embedding_table", "make_network",
+    "AnyNetwork", "OnnxNetwork", "Provider", "ProviderError", "embedding_table", "make_network",
     "resolve_provider",
 ]  # fmt: skip
 
@@ -74,6 +74,9 @@ class OnnxNetwork:
         return rows
 
 
+AnyNetwork = OnnxNetwork | OpenVinoNetwork | StepNetwork
+
+
 def make_network(
     bundle: Bundle,
     provider: Provider,
@@ -81,7 +84,7 @@ def make_network(
     *,
     spin: bool = False,
     max_lanes: int | None = None,
-) -> OnnxNetwork | OpenVinoNetwork | StepNetwork:
+) -> AnyNetwork:
     """The network of a bundle, as it is fast where it runs.
 
     Args:

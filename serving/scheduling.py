@@ -9,8 +9,7 @@ from typing import Literal, get_args
 import numpy as np
 import numpy.typing as npt
 
-from serving.filling_up import limit_fillers
-from serving.pace import StepCost
+from serving.filling_up import FillingUp
 
 Int64Array = npt.NDArray[np.int64]
 Float64Array = npt.NDArray[np.float64]
@@ -22,7 +21,8 @@ AGEING = 0.5
 """Share of the engine that the request which was passed over longest can count on."""
 
 REVIEW_STEPS = 4
-"""Steps after which the lanes are given out anew, if nothing that matters happens before."""
+"""Steps after which the lanes are given out anew, if nothing that matters happens before and no
+request is without any."""
 
 LIKE_SIZE = 4
 """Requests are of like size if neither has more than this many times the other's work."""
@@ -78,6 +78,7 @@ class WorkQueue:
         unfinished: int64 [slots], images that are not finished: waiting, running or set aside.
         work_left: int64 [slots], rows that these still need.
         deadline_seconds: float64 [slots], infinity for none.
+        keeps_short: whether the last allotment left out lanes so that steps are short.
     """
 
     def __init__(
@@ -92,6 +93,7 @@ class WorkQueue:
         self._ageing = ageing
         self._work_done = 0
         self._steps_until_review = 0
+        self.keeps_short = False
         self._free_slots = list(range(slots - 1, -1, -1))
         self._order: Int64Array = np.zeros(slots, dtype=np.int64)
         self._aged_since: Float64Array = np.zeros(slots, dtype=np.float64)
@@ -176,19 +178,20 @@ class WorkQueue:
         self.work_left[slot] += rows
 
     def allot(
-        self, held: Int64Array, lanes: int, cost: StepCost | None
+        self, held: Int64Array, lanes: int, filling_up: FillingUp
     ) -> tuple[Int64Array, Int64Array]:
         """How many lanes each request has in the next step.
 
         Args:
             held: int64 [slots], lanes that each request has had in the last.
             lanes: that there are.
-            cost: of a step; None if it is not known yet.
+            filling_up: how far a step is.
 
         Returns:
             (slots, lanes), int64 [N] each; a request that is not named has none.
         """
         self._steps_until_review = REVIEW_STEPS
+        self.keeps_short = False
         slots = self.unfinished.nonzero()[0]
         if slots.size <= 1:
             return slots, np.minimum(self.unfinished[slots], lanes)
@@ -197,9 +200,11 @@ class WorkQueue:
         more = wanted - kept
         free = lanes - int(kept.sum())
         given: Int64Array = kept + np.clip(free - (np.cumsum(more) - more), 0, more)
-        if cost is not None and not self._fifo:
+        if not self._fifo:
             fills = self._work[ranked] > LIKE_SIZE * self._work[ranked[0]]
-            limit_fillers(given, fills, self._rows_per_lane[ranked], lanes, cost)
+            self.keeps_short = filling_up.limit(given, fills, self._rows_per_lane[ranked], lanes)
+        if not given.all():
+            self._steps_until_review = 1
         return ranked, given
 
     def backlog(self, images_running: int, images_shared: int = 0) -> Backlog:

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from serving.admission import Admission
+from serving.filling_up import FillingUp
 from serving.pace import Pace
 from serving.request import DeadlineUnmeetable, QueueFull
 from serving.scheduling import Backlog
@@ -17,7 +18,7 @@ NOW = 1000.0
 def admission(
     images: int = 100, requests: int = 100, *, lanes: int = 10, policy: str = "srpt"
 ) -> tuple[Admission, Pace]:
-    pace = Pace()
+    pace = Pace(2 * lanes)
     return (
         Admission(
             max_queued_images=images,
@@ -25,6 +26,7 @@ def admission(
             lanes=lanes,
             policy=policy,
             pace=pace,
+            filling_up=FillingUp(pace),
         ),
         pace,
     )

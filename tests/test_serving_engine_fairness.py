@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 from serving.engine import Engine
-from serving.lane_count import measure_lane_count
+from serving.lane_count import LaneCount, measure_lane_count
 from serving.request import Outcome
 from tests.fakes import FakeClock, FakeNetwork, RecordingSink, fake_model, spec
 
@@ -38,15 +38,18 @@ class Hardware:
         return FakeNetwork(clock, self.seconds_per_row, fixed_seconds=self.fixed_seconds)
 
     @functools.cached_property
-    def max_lanes(self) -> int:
-        """What a server would choose."""
+    def measured(self) -> LaneCount:
+        """What a server would measure, and choose."""
         clock = FakeClock()
-        return measure_lane_count(MODEL, self.network(clock), clock=clock).max_lanes
+        return measure_lane_count(MODEL, self.network(clock), clock=clock)
 
     def engine(self, **settings: object) -> tuple[Engine, FakeClock]:
-        clock = FakeClock()
-        network = self.network(clock)
-        return Engine(MODEL, network, max_lanes=self.max_lanes, clock=clock, **settings), clock
+        clock, measured = FakeClock(), self.measured
+        engine = Engine(
+            MODEL, self.network(clock), max_lanes=measured.max_lanes,
+            step_seconds=measured.step_seconds, clock=clock, **settings,
+        )  # fmt: skip
+        return engine, clock
 
     @property
     def unloaded_seconds(self) -> float:

@@ -42,18 +42,26 @@ def test_the_smallest_batch_with_95_percent_of_the_best_throughput_is_chosen(
 
 
 def test_it_ends_when_larger_batches_are_no_better_or_its_time_is_up() -> None:
-    assert list(measured(1.0).step_seconds) == [1, 8, 12, 16]  # linear: nothing to be gained
+    assert list(measured(1.0).step_seconds) == [1, 2, 4, 8, 12, 16]  # linear: nothing to be gained
     assert list(measured(0.001, 1000.0).step_seconds) == list(CANDIDATES)
-    hurried = measured(0.001, 1.0, budget_seconds=7.0)
-    assert list(hurried.step_seconds) == [1, 8, 12, 16]  # two steps of a second at each
+    hurried = measured(0.001, 1.0, budget_seconds=11.0)
+    assert list(hurried.step_seconds) == [1, 2, 4, 8, 12, 16]  # two steps of a second at each
     assert hurried.max_lanes == 16
-    assert hurried.seconds == pytest.approx(8.0, rel=0.02)
+    assert hurried.seconds == pytest.approx(12.0, rel=0.02)
 
 
 def test_a_batch_whose_step_is_too_long_to_wait_for_is_not_chosen() -> None:
     # 24 and more lanes would be faster.
     chosen = measured(1.0, 4.0, longest_step_seconds=20.0)
-    assert list(chosen.step_seconds) == [1, 8, 12, 16, 24]  # the first that is too long ends it
+    assert list(chosen.step_seconds) == [
+        1,
+        2,
+        4,
+        8,
+        12,
+        16,
+        24,
+    ]  # the first that is too long ends it
     assert chosen.max_lanes == 16
     assert measured(1.0, 3.0, longest_step_seconds=0.5).max_lanes == FEWEST
 

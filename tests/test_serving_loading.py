@@ -6,14 +6,14 @@ import pytest
 
 from serving import loading
 from serving.bundle import BundleError
-from serving.lane_count import LaneCount
+from serving.lane_count import CANDIDATES, LaneCount
 from serving.loading import EngineSettings, load_model
 from tests.fakes import write_tiny_bundle
 
 
 @pytest.mark.parametrize(
     ("max_lanes", "tried", "capacity"),
-    [("auto", None, 4), (8, (1, 8), 8), (1, (1,), 1), (200, (1, 64), 200)],
+    [("auto", CANDIDATES, 4), (8, (1, 8), 8), (200, (1, 64), 200)],
 )
 def test_lanes_are_measured_or_fixed_and_the_pace_is_known_either_way(
     max_lanes: int,
@@ -33,7 +33,7 @@ def test_lanes_are_measured_or_fixed_and_the_pace_is_known_either_way(
     model = load_model(write_tiny_bundle(tmp_path / "tiny"), "cpu", 1, settings)
     assert measured == [tried]
     assert model.engine.statistics().lanes_capacity == capacity
-    assert model.engine.longest_step_seconds == pytest.approx(0.4 + 0.1 * 2 * capacity)
+    assert model.engine.longest_step_seconds == pytest.approx(2 * capacity / 4 * 0.8)
 
 
 def test_a_network_that_fails_while_it_is_measured_is_a_bad_bundle(

@@ -1,10 +1,18 @@
 """Who runs next."""
 
+import math
+
 import numpy as np
 import pytest
 
-from serving.filling_up import FILLER_EFFICIENCY, FILLER_STRETCH
-from serving.pace import StepCost
+from serving.filling_up import (
+    EFFICIENCY,
+    LEAST_STRETCH,
+    MEMORY_SECONDS,
+    STRETCH_PER_SHARE,
+    FillingUp,
+)
+from serving.pace import Pace
 from serving.scheduling import AGEING, WorkQueue
 
 NEVER = float("inf")
@@ -17,14 +25,14 @@ def add(queue: WorkQueue, order: int, images: int, image_work: int) -> int:
 def allot(
     queue: WorkQueue,
     lanes: int,
-    cost: StepCost | None = None,
+    filling_up: FillingUp | None = None,
     held: dict[int, int] | None = None,
 ) -> dict[int, int]:
     """Lanes by slot, in the order of urgency, of those that have any."""
     has = np.zeros(queue.slots, dtype=np.int64)
     for slot, each in (held or {}).items():
         has[slot] = each
-    slots, given = queue.allot(has, lanes, cost)
+    slots, given = queue.allot(has, lanes, filling_up or FillingUp(Pace(lanes)))
     return {slot: n for slot, n in zip(slots.tolist(), given.tolist(), strict=True) if n}
 
 
@@ -146,6 +154,18 @@ def test_a_large_request_is_not_starved_by_an_endless_stream_of_small_ones() -> 
     assert rows <= 2 * work / AGEING + before_the_turn / (1 - AGEING)
 
 
+def test_a_request_without_a_lane_is_looked_at_in_every_step() -> None:
+    """However the one before it came there: a step of it may be all that it had to wait for."""
+    queue = WorkQueue(4)
+    first = add(queue, 0, images=8, image_work=10)
+    add(queue, 1, images=8, image_work=10)
+    serve(queue, allot(queue, 4))
+    assert queue.due
+    queue.withdraw(first)
+    serve(queue, allot(queue, 4))
+    assert not queue.due
+
+
 def test_without_ageing_the_same_stream_starves_it() -> None:
     """That the test above can fail."""
     queue = WorkQueue(200, ageing=0.0)
@@ -169,43 +189,87 @@ def test_a_request_that_is_served_gathers_no_credit_against_small_ones() -> None
     assert list(allot(queue, 10)) == [small, large]
 
 
+def filling(fixed_seconds: float, short_seconds: float = 0.0) -> FillingUp:
+    """Steps of fixed_seconds + 1 a row, after so many seconds of steps that were kept short."""
+    filling_up = FillingUp(Pace(128, {rows: fixed_seconds + rows for rows in (1, 128)}))
+    filling_up.observe(short_seconds, kept_short=True)
+    return filling_up
+
+
+@pytest.mark.parametrize("short_seconds", [0.0, 1.0, 5.0, 100.0])
 @pytest.mark.parametrize("fixed_seconds", [0.0, 0.25, 1.0, 5.0, 20.0, 1000.0])
 def test_a_step_is_filled_up_as_far_as_it_pays_and_those_before_can_bear(
-    fixed_seconds: float,
+    fixed_seconds: float, short_seconds: float
 ) -> None:
     queue = WorkQueue(8)
     smalls = [add(queue, order, 1, 10) for order in range(3)]
     large = add(queue, 9, 1000, 10)
-    cost = StepCost(fixed_seconds, 1.0)
-    best = 64 / cost.seconds(64)
-    allotted = allot(queue, 64, cost)
+    filling_up = filling(fixed_seconds, short_seconds)
+    best, bearable = 64 / (fixed_seconds + 64), filling_up.stretch * (fixed_seconds + 3)
+    allotted = allot(queue, 64, filling_up)
     rows = sum(allotted.values())
     assert all(allotted[slot] == 1 for slot in smalls)
-    assert cost.seconds(rows) <= FILLER_STRETCH * cost.seconds(3)
+    assert fixed_seconds + rows <= 1.001 * bearable
     more = rows + 1
     assert (
-        cost.seconds(more) > FILLER_STRETCH * cost.seconds(3)
-        or more / cost.seconds(more) > FILLER_EFFICIENCY * best
+        fixed_seconds + more > 0.999 * bearable
+        or rows / (fixed_seconds + rows) >= 0.999 * EFFICIENCY * best
     )
+    assert queue.keeps_short
     for slot in smalls:
         queue.withdraw(slot)
-    assert allot(queue, 64, cost) == {large: 64}
+    assert allot(queue, 64, filling_up) == {large: 64}
+    assert not queue.keeps_short
+
+
+def test_steps_may_become_longer_the_more_of_the_time_they_are_kept_short() -> None:
+    filling_up = filling(1.0)
+    assert filling_up.stretch == LEAST_STRETCH
+    stretches = []
+    for _ in range(5):
+        filling_up.observe(2.0, kept_short=True)
+        stretches.append(filling_up.stretch)
+    assert stretches == sorted(stretches)
+    filling_up.observe(1000.0, kept_short=True)
+    assert filling_up.stretch == pytest.approx(LEAST_STRETCH + STRETCH_PER_SHARE)
+    for _ in range(3):
+        filling_up.observe(MEMORY_SECONDS, kept_short=False)
+    assert filling_up.stretch == pytest.approx(LEAST_STRETCH + STRETCH_PER_SHARE * math.exp(-3))
+
+
+def test_a_step_in_which_nobody_was_left_out_was_not_kept_short() -> None:
+    queue = WorkQueue(8)
+    for order in range(10, 14):
+        add(queue, order, 2, 10)
+    add(queue, 20, 1000, 10)
+    allot(queue, 8, filling(1.0))  # full without the large one
+    assert not queue.keeps_short
+    allot(queue, 9, filling(1.0))
+    assert queue.keeps_short
+
+
+def test_rows_that_would_only_be_padded_are_filled_up_whatever_else_holds() -> None:
+    queue = WorkQueue(8)
+    add(queue, 0, 3, 10)
+    large = add(queue, 1, 1000, 10)
+    pace = Pace(64, {4: 1.0, 64: 16.0}, padded_rows=lambda rows: 4 if rows <= 4 else 64)
+    assert allot(queue, 32, FillingUp(pace))[large] == 1
 
 
 def test_requests_of_like_size_do_not_limit_each_other() -> None:
     queue = WorkQueue(80)
     for order in range(70):
         add(queue, order, images=1 + order % 4, image_work=10)
-    assert sum(allot(queue, 64, StepCost(0.0, 1.0)).values()) == 64
+    assert sum(allot(queue, 64, filling(0.0)).values()) == 64
 
 
 def test_filling_up_is_counted_in_rows_where_lanes_are_guided() -> None:
     queue = WorkQueue(4)
     add(queue, 0, 4, 10)
     guided = queue.add(1, 1000, image_work=20, num_steps=10, deadline_seconds=NEVER)
-    cost = StepCost(4.0, 1.0)
-    rows = 4 + 2 * allot(queue, 64, cost)[guided]
-    assert cost.seconds(rows) <= FILLER_STRETCH * cost.seconds(4) < cost.seconds(rows + 2)
+    filling_up = filling(4.0, short_seconds=10.0)
+    rows = 4 + 2 * allot(queue, 64, filling_up)[guided]
+    assert 4 + rows <= filling_up.stretch * (4 + 4) < 4 + rows + 2
 
 
 def test_images_are_allotted_until_they_are_finished() -> None:
