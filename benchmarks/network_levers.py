@@ -172,7 +172,7 @@ def change_by_convolution(bundle: Bundle, calls: Calls, held_out: Calls) -> dict
 def thread_ways(bundle: Bundle, threads: int) -> dict[str, Way]:
     """Ways to use several threads for one call."""
     split_by_node = {
-        "each node by all threads, waiting asleep (as it is)": {},
+        "each node by all threads, waiting asleep": {},
         "each node by all threads, waiting awake in a call": {
             "session.intra_op.allow_spinning": "1",
             "session.force_spinning_stop": "1",
@@ -192,19 +192,27 @@ def thread_ways(bundle: Bundle, threads: int) -> dict[str, Way]:
     def in_one(whole: onnxruntime.InferenceSession) -> Way:
         return lambda given: whole.run(["eps"], dict(given))[0]
 
-    single, pool = session(1, {}), ThreadPoolExecutor(threads)
+    pool = ThreadPoolExecutor(threads)
 
-    def in_parts(given: Mapping[str, npt.NDArray[Any]]) -> npt.NDArray[Any]:
-        rows = len(given["x_t"])
-        edges = np.linspace(0, rows, min(threads, rows) + 1).astype(int).tolist()
-        parts = [
-            {name: array[first:last] for name, array in given.items()}
-            for first, last in itertools.pairwise(edges)
-        ]
-        return np.concatenate([*pool.map(lambda part: single.run(["eps"], part)[0], parts)])
+    def in_parts(sessions: Sequence[onnxruntime.InferenceSession]) -> Way:
+        def way(given: Mapping[str, npt.NDArray[Any]]) -> npt.NDArray[Any]:
+            rows = len(given["x_t"])
+            edges = np.linspace(0, rows, min(threads, rows) + 1).astype(int).tolist()
+            parts = [
+                {name: array[first:last] for name, array in given.items()}
+                for first, last in itertools.pairwise(edges)
+            ]
+            eps = pool.map(lambda each, part: each.run(["eps"], part)[0], sessions, parts)
+            return np.concatenate([*eps])
 
+        return way
+
+    single = session(1, {})
     return {name: in_one(session(threads, entries)) for name, entries in split_by_node.items()} | {
-        "each thread its own rows": in_parts
+        "each thread its own rows, one session for all": in_parts([single] * threads),
+        "each thread its own rows and session (as it is, from 2 rows on)": in_parts(
+            [session(1, {}) for _ in range(threads)]
+        ),
     }
 
 

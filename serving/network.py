@@ -1,5 +1,6 @@
 """The noise predictor of a bundle, as the engine calls it."""
 
+from concurrent.futures import ThreadPoolExecutor, wait
 from typing import cast
 
 import numpy as np
@@ -26,11 +27,19 @@ __all__ = [
 
 _MAX_LANES = 512  # on CUDA, if it is not said how many; two rows each
 
+_MOST_PARTS = 8
+"""Of a batch on the CPU: each costs memory for the weights, and threads beyond share parts."""
+
 _EMBEDDING_CHUNK = 1024  # rows; bounds the memory of embedding_table
 
 
 class OnnxNetwork:
     """unet.onnx on the CPU, as the engine's Network. To be called from one thread at a time.
+
+    A batch is computed in parts, each by threads of its own, that wait for each other once, at the
+    end: threads that share every operator of a graph wait for the slowest of them at each, and
+    whoever else wants a processor for a moment holds up all. A batch that is too small for that is
+    computed by all threads together.
 
     Attributes:
         provider: "cpu".
@@ -49,17 +58,26 @@ class OnnxNetwork:
         Args:
             bundle: checked by load_bundle.
             num_threads: for one call; None for usable_cpus().
-            spin: whether they wait for each other awake.
+            spin: whether threads that compute a row together wait for each other awake.
 
         Raises:
             BundleError: if unet.onnx does not load or is not what the manifest says.
         """
         self.num_threads = num_threads or usable_cpus()
         inputs, outputs = unet_signature(bundle)
-        self._session = Session(
-            bundle, UNET_NAME, bundle.unet_onnx, inputs, outputs, num_threads=self.num_threads,
-            spin=spin,
-        )  # fmt: skip
+
+        def session(threads: int) -> Session:
+            return Session(
+                bundle, UNET_NAME, bundle.unet_onnx, inputs, outputs, num_threads=threads, spin=spin
+            )
+
+        parts = min(self.num_threads, _MOST_PARTS)
+        self._whole = session(self.num_threads)
+        # One session for all would let them wait for each other's memory.
+        self._parts = [
+            session(len(share)) for share in np.array_split(np.arange(self.num_threads), parts)
+        ]
+        self._pool = ThreadPoolExecutor(parts, thread_name_prefix="network")
 
     def __call__(self, x_t: Float32Array, emb: Float32Array, /) -> Float32Array:
         """x_t float32 [B, C, H, W], emb float32 [B, E] -> eps float32 [B, C, H, W], a new array.
@@ -67,11 +85,23 @@ class OnnxNetwork:
         Raises:
             Exception: whatever ONNX Runtime raises.
         """
-        return cast("Float32Array", self._session.run("eps", {"x_t": x_t, "emb": emb}))
+        parts = len(self._parts)
+        if parts == 1 or len(x_t) < parts:
+            return _eps(self._whole, x_t, emb)
+        shares = zip(
+            self._parts, np.array_split(x_t, parts), np.array_split(emb, parts), strict=True
+        )
+        running = [self._pool.submit(_eps, *share) for share in shares]
+        wait(running)  # also where one has raised: they read what the caller will overwrite
+        return np.concatenate([part.result() for part in running])
 
     def padded_rows(self, rows: int) -> int:
         """Rows that are computed for a batch of `rows`."""
         return rows
+
+
+def _eps(session: Session, x_t: Float32Array, emb: Float32Array) -> Float32Array:
+    return cast("Float32Array", session.run("eps", {"x_t": x_t, "emb": emb}))
 
 
 AnyNetwork = OnnxNetwork | OpenVinoNetwork | StepNetwork
@@ -91,7 +121,8 @@ def make_network(
         bundle: checked by load_bundle.
         provider: from resolve_provider.
         num_threads: for one call on the CPU; None for usable_cpus().
-        spin: whether these threads wait for each other awake; OpenVINO's do as they like.
+        spin: whether threads that compute a row together wait for each other awake; OpenVINO's do
+            as they like.
         max_lanes: images in one batch at most; None for as many as are useful. On the CPU there is
             no limit.
 

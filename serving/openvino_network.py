@@ -1,13 +1,14 @@
 """unet.onnx on OpenVINO: the CPU again, and far faster where the network is in 8 bits.
 
 OpenVINO compiles for shapes. With the batch left open its code takes twice as long, so there is a
-compiled network for each of a few batch sizes, and batches are padded to the next.
+compiled network for each of a few batch sizes, and batches are padded to the next. Each thread has
+rows of its own, as in serving.network; where there are fewer rows than threads, all of them share.
 """
 
 import logging
 import sys
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
 
@@ -20,8 +21,9 @@ from serving.onnx_session import ProviderError, Session, one_line, unet_signatur
 if TYPE_CHECKING:
     import openvino
 
-BUCKETS = (1, 2, 4, 8, 16, 24, 32, 48, 64)
-"""Rows of a call. Beyond the last a row gets no cheaper: larger batches are several calls."""
+ROWS_OF_A_THREAD = (1, 2, 4, 8, 12, 16, 24, 32)
+"""Where each has its own. Beyond the last a row gets no cheaper: larger batches are several calls.
+"""
 
 _log = logging.getLogger(__name__)
 
@@ -36,7 +38,6 @@ class OpenVinoNetwork:
     """
 
     provider: Provider = "openvino"
-    buckets = BUCKETS
 
     def __init__(self, bundle: Bundle, *, num_threads: int | None = None) -> None:
         """Compiles the graph for every bucket: in all a second or two, and 25 MB each.
@@ -58,29 +59,26 @@ class OpenVinoNetwork:
         settings = {
             "INFERENCE_PRECISION_HINT": "f32",  # its own choice on new CPUs would be bfloat16
             "INFERENCE_NUM_THREADS": self.num_threads,
-            "NUM_STREAMS": 1,
             "ENABLE_CPU_PINNING": False,  # another process may use these cores as well
         }
+        # Rows of each part of a call, and in how many parts it is computed at once.
+        kinds = [(2**n, 1) for n in range((self.num_threads - 1).bit_length())]
+        kinds += [(rows, self.num_threads) for rows in ROWS_OF_A_THREAD]
         try:
             core = openvino.Core()
             model = core.read_model(bundle.unet_onnx)
             self._calls: dict[int, _Call] = {}
-            for rows in self.buckets:
+            for rows, parts in kinds:
                 model.reshape({"x_t": [rows, *image], "emb": [rows, emb]})
-                request = core.compile_model(model, "CPU", settings).create_infer_request()
-                call = _Call(
-                    request,
-                    np.zeros((rows, *image), dtype=np.float32),
-                    np.zeros((rows, emb), dtype=np.float32),
-                    np.empty((rows, *image), dtype=np.float32),
+                compiled = core.compile_model(model, "CPU", settings | {"NUM_STREAMS": parts})
+                self._calls[rows * parts] = _Call(
+                    rows, [_Part.of(compiled, rows, image, emb) for _ in range(parts)]
                 )
-                for name, array in (("x_t", call.x_t), ("emb", call.emb), ("eps", call.eps)):
-                    request.set_tensor(name, openvino.Tensor(array, shared_memory=True))
-                self._calls[rows] = call
         except RuntimeError as error:
             raise BundleError(
                 f"bundle {bundle.manifest.name}: {UNET_NAME} does not compile ({one_line(error)})"
             ) from error
+        self.buckets = tuple(self._calls)
         _log.info("%s on OpenVINO %s", bundle.manifest.name, openvino.__version__)
 
     def __call__(self, x_t: Float32Array, emb: Float32Array, /) -> Float32Array:
@@ -90,19 +88,16 @@ class OpenVinoNetwork:
             RuntimeError: whatever OpenVINO raises.
         """
         eps = np.empty_like(x_t)
-        for first, rows in self._parts(len(x_t)):
-            part = slice(first, first + rows)
-            call = self._calls[self._bucket(rows)]
-            call.x_t[:rows], call.emb[:rows] = x_t[part], emb[part]
-            call.request.infer()
-            eps[part] = call.eps[:rows]
+        for first, rows in self._batches(len(x_t)):
+            batch = slice(first, first + rows)
+            self._calls[self._bucket(rows)](x_t[batch], emb[batch], eps[batch])
         return eps
 
     def padded_rows(self, rows: int) -> int:
         """Rows that are computed for a batch of `rows`."""
-        return sum(self._bucket(part) for _, part in self._parts(rows))
+        return sum(self._bucket(batch) for _, batch in self._batches(rows))
 
-    def _parts(self, rows: int) -> list[tuple[int, int]]:
+    def _batches(self, rows: int) -> list[tuple[int, int]]:
         """(first row, rows) of each call for a batch: full ones, then what is left."""
         most = self.buckets[-1]
         return [(first, min(most, rows - first)) for first in range(0, rows, most)]
@@ -112,13 +107,49 @@ class OpenVinoNetwork:
 
 
 @dataclass(frozen=True, slots=True)
-class _Call:
+class _Part:
     """A compiled network on memory of its own. Rows that pad are those of calls before."""
 
     request: "openvino.InferRequest"
     x_t: Float32Array
     emb: Float32Array
     eps: Float32Array
+
+    @classmethod
+    def of(
+        cls, compiled: "openvino.CompiledModel", rows: int, image: tuple[int, ...], emb: int
+    ) -> Self:
+        """One that can run beside others of the same compiled network."""
+        part = cls(
+            compiled.create_infer_request(),
+            np.zeros((rows, *image), dtype=np.float32),
+            np.zeros((rows, emb), dtype=np.float32),
+            np.empty((rows, *image), dtype=np.float32),
+        )
+        for name, array in (("x_t", part.x_t), ("emb", part.emb), ("eps", part.eps)):
+            part.request.set_tensor(name, require_openvino().Tensor(array, shared_memory=True))
+        return part
+
+
+@dataclass(frozen=True, slots=True)
+class _Call:
+    """A batch in parts that are computed at once, each of `rows`."""
+
+    rows: int
+    parts: list[_Part]
+
+    def __call__(self, x_t: Float32Array, emb: Float32Array, eps: Float32Array) -> None:
+        """Writes into eps. The last part may be less than full, or not needed at all."""
+        running: list[tuple[_Part, Float32Array]] = []
+        for first, part in zip(range(0, len(x_t), self.rows), self.parts, strict=False):
+            rows = slice(first, first + self.rows)
+            into = eps[rows]
+            part.x_t[: len(into)], part.emb[: len(into)] = x_t[rows], emb[rows]
+            part.request.start_async()
+            running.append((part, into))
+        for part, into in running:
+            part.request.wait()
+            into[:] = part.eps[: len(into)]
 
 
 def require_openvino() -> Any:

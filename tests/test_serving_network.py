@@ -1,5 +1,7 @@
 """The graphs of a bundle on the CPU: what they are given, and what they must give."""
 
+import threading
+import time
 from pathlib import Path
 from typing import Any
 
@@ -71,6 +73,40 @@ def test_any_batch_size_runs_unpadded_on_the_cpu(bundle: Bundle, batch: int) -> 
     np.testing.assert_allclose(eps, alone, rtol=1e-5, atol=1e-6)
 
 
+@pytest.mark.parametrize("threads", [2, 3])
+@pytest.mark.parametrize("batch", [1, 2, 3, 17])
+def test_a_batch_in_parts_gives_every_row_in_its_place(
+    bundle: Bundle, batch: int, threads: int
+) -> None:
+    x_t, emb = rows(batch)
+    eps = OnnxNetwork(bundle, num_threads=threads)(x_t, emb)
+    assert eps.flags.writeable
+    expected = OnnxNetwork(bundle, num_threads=1)(x_t, emb)
+    np.testing.assert_allclose(eps, expected, rtol=1e-5, atol=1e-6)
+
+
+def test_a_part_that_fails_fails_the_call_when_all_parts_have_ended(
+    bundle: Bundle, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    network = OnnxNetwork(bundle, num_threads=2)
+    ended = threading.Event()
+
+    def fail(*_: object) -> None:
+        raise RuntimeError("no")
+
+    def take_long(*_: object) -> None:
+        time.sleep(0.2)
+        ended.set()
+
+    monkeypatch.setattr(network._parts[0], "run", fail)
+    monkeypatch.setattr(network._parts[1], "run", take_long)
+    with pytest.raises(RuntimeError, match="no"):
+        network(*rows(4))
+    assert ended.is_set()
+    monkeypatch.undo()
+    assert np.isfinite(network(*rows(4))).all()
+
+
 def test_the_tiny_bundle_is_drawn_from_end_to_end(bundle: Bundle) -> None:
     network = OnnxNetwork(bundle)
     model = EngineModel.from_manifest(bundle.manifest, embedding_table(bundle))
@@ -94,15 +130,18 @@ def test_the_number_of_threads_is_set_and_they_spin_only_if_told_to_and_never_be
         return make(content, **settings)
 
     monkeypatch.setattr(onnxruntime, "InferenceSession", spy)
-    assert OnnxNetwork(bundle, num_threads=3).num_threads == 3
+    assert OnnxNetwork(bundle, num_threads=11).num_threads == 11
+    threads = [each["sess_options"].intra_op_num_threads for each in made]
+    assert threads == [11, 2, 2, 2, 1, 1, 1, 1, 1]  # for all together, and for each part
+    for settings in made:
+        options = settings["sess_options"]
+        assert options.inter_op_num_threads == 1
+        assert options.get_session_config_entry("session.intra_op.allow_spinning") == "0"
+        assert settings["providers"] == ["CPUExecutionProvider"]
+        assert settings["enable_fallback"] == 0
+    made.clear()
     assert OnnxNetwork(bundle, spin=True).num_threads == usable_cpus()
-    options = made[0]["sess_options"]
-    assert options.intra_op_num_threads == 3
-    assert options.inter_op_num_threads == 1
-    assert options.get_session_config_entry("session.intra_op.allow_spinning") == "0"
-    assert made[0]["providers"] == ["CPUExecutionProvider"]
-    assert made[0]["enable_fallback"] == 0
-    spinning = made[1]["sess_options"]
+    spinning = made[0]["sess_options"]
     assert spinning.intra_op_num_threads == usable_cpus()
     assert spinning.get_session_config_entry("session.intra_op.allow_spinning") == "1"
     assert spinning.get_session_config_entry("session.force_spinning_stop") == "1"

@@ -9,10 +9,13 @@ from serving.bundle import Bundle, BundleError, load_bundle
 from serving.denoiser import EngineModel
 from serving.network import OnnxNetwork, embedding_table, make_network, resolve_provider
 from serving.onnx_session import ProviderError
-from serving.openvino_network import BUCKETS, OpenVinoNetwork
+from serving.openvino_network import ROWS_OF_A_THREAD, OpenVinoNetwork
 from serving.self_test import run_self_test
 from tests.fakes import unet_graph, write_tiny_bundle
 from tests.server_process import MNIST
+
+THREADS = 2
+MOST = ROWS_OF_A_THREAD[-1] * THREADS
 
 
 @pytest.fixture(scope="module")
@@ -22,18 +25,18 @@ def bundle() -> Bundle:
 
 @pytest.fixture(scope="module")
 def network(bundle: Bundle) -> OpenVinoNetwork:
-    return OpenVinoNetwork(bundle)
+    return OpenVinoNetwork(bundle, num_threads=THREADS)
 
 
 @pytest.fixture(scope="module")
 def rows(bundle: Bundle) -> tuple[np.ndarray, np.ndarray]:
-    generator, count = np.random.default_rng(0), BUCKETS[-1] + 3
+    generator, count = np.random.default_rng(0), MOST + 3
     x_t = generator.normal(size=(count, *bundle.manifest.image_shape)).astype(np.float32)
     table = embedding_table(bundle)
     return x_t, table[np.linspace(999, 0, count).astype(int), np.arange(count) % 11]
 
 
-@pytest.mark.parametrize("count", [1, 3, 24, 40, BUCKETS[-1], BUCKETS[-1] + 3])
+@pytest.mark.parametrize("count", [1, 3, 5, 13, 24, 40, MOST, MOST + 3])
 def test_it_gives_the_eps_of_onnx_runtime_in_float32(
     bundle: Bundle, network: OpenVinoNetwork, rows: tuple[np.ndarray, np.ndarray], count: int
 ) -> None:
@@ -50,7 +53,7 @@ def test_a_row_is_the_same_to_the_bit_in_every_batch(
 ) -> None:
     x_t, emb = rows
     alone = np.concatenate([network(x_t[i : i + 1], emb[i : i + 1]) for i in range(len(x_t))])
-    for count in (*BUCKETS, 3, 40, len(x_t)):
+    for count in (*network.buckets, 3, 5, 13, 40, len(x_t)):
         np.testing.assert_array_equal(network(x_t[:count], emb[:count]), alone[:count])
 
 
@@ -70,6 +73,22 @@ def test_batches_are_padded_to_the_next_call_that_is_compiled(
     network: OpenVinoNetwork, rows: int, padded: int
 ) -> None:
     assert network.padded_rows(rows) == padded
+
+
+@pytest.mark.parametrize(
+    ("threads", "buckets"), [(1, (1, 2, 4, 8, 12)), (3, (1, 2, 3, 6, 12, 24, 36))]
+)
+def test_any_number_of_threads_gives_the_same_eps(
+    bundle: Bundle,
+    network: OpenVinoNetwork,
+    rows: tuple[np.ndarray, np.ndarray],
+    threads: int,
+    buckets: tuple[int, ...],
+) -> None:
+    x_t, emb = (array[:40] for array in rows)
+    other = OpenVinoNetwork(bundle, num_threads=threads)
+    assert other.buckets[: len(buckets)] == buckets
+    np.testing.assert_array_equal(other(x_t, emb), network(x_t, emb))
 
 
 def test_the_self_test_of_the_server_finds_it_equal_in_every_crowd(
