@@ -21,7 +21,7 @@ from serving.onnx_session import ProviderError, Session, one_line, unet_signatur
 if TYPE_CHECKING:
     import openvino
 
-ROWS_OF_A_THREAD = (1, 2, 4, 8, 12, 16, 24, 32)
+ROWS_OF_A_THREAD = (1, 2, 4, 8, 12, 16)
 """Where each has its own. Beyond the last a row gets no cheaper: larger batches are several calls.
 """
 
