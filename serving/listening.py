@@ -37,12 +37,16 @@ class ConnectionLimits:
             be longer than the longest request.
         max_idle_seconds: a connection on which nothing runs for so long is closed.
         handshake_seconds: for TLS and for the first bytes of HTTP/2.
+        silence_seconds: a client that says nothing for so long is pinged.
+        ping_seconds: a client that does not answer a ping in this time is gone.
     """
 
     max_age_seconds: float = 1800.0
     max_age_grace_seconds: float = 3600.0
     max_idle_seconds: float = 900.0
     handshake_seconds: float = 20.0
+    silence_seconds: float = 60.0
+    ping_seconds: float = 20.0
 
 
 def _options(limits: ConnectionLimits) -> list[tuple[str, int]]:
@@ -67,8 +71,10 @@ def _options(limits: ConnectionLimits) -> list[tuple[str, int]]:
         ("grpc.max_connection_idle_ms", _milliseconds(limits.max_idle_seconds)),
         ("grpc.server_handshake_timeout_ms", _milliseconds(limits.handshake_seconds)),
         # Finds clients that are gone without a word.
-        ("grpc.keepalive_time_ms", 60_000),
-        ("grpc.keepalive_timeout_ms", 20_000),
+        ("grpc.keepalive_time_ms", _milliseconds(limits.silence_seconds)),
+        ("grpc.keepalive_timeout_ms", _milliseconds(limits.ping_seconds)),
+        # Without this one gRPC waits for a minute, whatever the one above says.
+        ("grpc.http2.ping_timeout_ms", _milliseconds(limits.ping_seconds)),
         ("grpc.keepalive_permit_without_calls", 1),
         (
             "grpc.http2.min_recv_ping_interval_without_data_ms",

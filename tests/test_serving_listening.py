@@ -70,6 +70,11 @@ async def test_an_idle_connection_is_closed() -> None:
         assert 0.5 < await seconds_until_closed(port, PREFACE) < 8
 
 
+async def test_a_client_that_answers_no_ping_is_gone() -> None:
+    async with serving(ConnectionLimits(silence_seconds=1, ping_seconds=1)) as port:
+        assert 1.5 < await seconds_until_closed(port, PREFACE) < 10
+
+
 async def test_an_old_connection_is_closed_after_what_runs_on_it_and_the_client_goes_on() -> None:
     limits = ConnectionLimits(max_age_seconds=0.5, max_age_grace_seconds=20)
     async with (

@@ -29,6 +29,8 @@ CHANNEL_OPTIONS: tuple[tuple[str, int | str], ...] = (
     # on clients that send more ("too_many_pings").
     ("grpc.keepalive_time_ms", 30_000),
     ("grpc.keepalive_timeout_ms", 10_000),
+    # Without this one gRPC waits for a minute, whatever the one above says.
+    ("grpc.http2.ping_timeout_ms", 10_000),
 )
 
 
