@@ -2,7 +2,7 @@
 
 import asyncio
 import logging
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterable
 from pathlib import Path
 
 from serving.bundle import EMBEDDING_NAME, MANIFEST_NAME, UNET_NAME, BundleError
@@ -19,6 +19,11 @@ Load = Callable[[Path, LoadedModel], Awaitable[LoadedModel]]
 """Loads, warms and tests a bundle off the event loop; the model is the one it would replace."""
 
 
+def watch_bundles(paths: Iterable[Path]) -> dict[Path, WatchedFiles]:
+    """Returns the files of each bundle as they are now: to be called before anybody reads them."""
+    return {path: WatchedFiles(*_files(path)) for path in paths}
+
+
 class Reloader:
     """Reloads bundles when it is told to. Belongs to the event loop.
 
@@ -26,6 +31,7 @@ class Reloader:
 
     Args:
         models: the models that are served, by the directories of their bundles.
+        files: of the same bundles, from watch_bundles.
         load: see Load.
         install: puts a loaded model in the place of the one with its name.
         metrics: where reloads are counted.
@@ -34,15 +40,16 @@ class Reloader:
     def __init__(
         self,
         models: dict[Path, LoadedModel],
+        files: dict[Path, WatchedFiles],
         load: Load,
         install: Callable[[LoadedModel], None],
         metrics: Metrics,
     ) -> None:
         self._models = models
+        self._files = files
         self._load = load
         self._install = install
         self._metrics = metrics
-        self._files = {path: WatchedFiles(*_files(path)) for path in models}
         self._wanted: set[Path] = set()
         self._told = asyncio.Event()
 

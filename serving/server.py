@@ -19,7 +19,7 @@ from serving.loading import EngineSettings, LoadedModel, load_model, load_models
 from serving.metrics import Metrics
 from serving.onnx_session import RUNTIME_VERSION
 from serving.ports import Ports
-from serving.reloading import Reloader
+from serving.reloading import Reloader, watch_bundles
 from serving.service import DiffusionService
 from serving.tokens import Tokens
 from serving.tracing import Tracing
@@ -58,6 +58,8 @@ class Server:
         self._stop = asyncio.Event()
         self._stop_signal: signal.Signals | None = None
         self._reloader: Reloader | None = None
+        self._reload_at_once = False
+        self._bundle_files = watch_bundles(config.models)
         self._failed = asyncio.Event()
         self._unfinished = False
         self.ports = Ports(config)
@@ -94,7 +96,9 @@ class Server:
 
     def _on_signal(self, received: signal.Signals) -> None:
         if received is signal.SIGHUP:
-            if self._reloader is not None:  # else they are being loaded
+            if self._reloader is None:  # they are being loaded, perhaps as they were before
+                self._reload_at_once = True
+            else:
                 self._reloader.reload_all()
             return
         if self._stop.is_set():
@@ -170,7 +174,9 @@ class Server:
             self._publish(model)
 
         models = dict(zip(config.models, loaded, strict=True))
-        self._reloader = Reloader(models, load, install, self._metrics)
+        self._reloader = Reloader(models, self._bundle_files, load, install, self._metrics)
+        if self._reload_at_once:
+            self._reloader.reload_all()
         return asyncio.create_task(self._reloader.run(watch=config.watch_models))
 
     async def _watch(self, engine_thread: EngineThread) -> None:

@@ -10,7 +10,7 @@ import pytest
 from serving.bundle import BundleError
 from serving.loading import EngineSettings, LoadedModel, load_model
 from serving.metrics import Metrics
-from serving.reloading import Reloader
+from serving.reloading import Reloader, watch_bundles
 from tests.fakes import write_tiny_bundle
 
 SETTINGS = EngineSettings(max_lanes=2)
@@ -24,7 +24,10 @@ class Reload:
         self.installed: list[LoadedModel] = []
         self.loads = 0
         first = load_model(path, "cpu", 1, SETTINGS)
-        self.reloader = Reloader({path: first}, self.load, self.installed.append, self.metrics)
+        files = watch_bundles([path])
+        self.reloader = Reloader(
+            {path: first}, files, self.load, self.installed.append, self.metrics
+        )
 
     async def load(self, path: Path, before: LoadedModel) -> LoadedModel:
         assert path == self.path

@@ -529,7 +529,7 @@ def test_bundles_that_were_replaced_leave_no_thread_and_no_file_behind(slow: Pat
 class InProcess:
     """A server in this event loop whose loading waits for the test."""
 
-    def __init__(self, model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def __init__(self, model: Path, monkeypatch: pytest.MonkeyPatch, **settings: Any) -> None:
         self.may_load = threading.Event()
         self.loaded: list[LoadedModel] = []
 
@@ -539,7 +539,8 @@ class InProcess:
             return self.loaded
 
         monkeypatch.setattr(server_module, "load_models", load)
-        self.server = Server(ServerConfig(models=(model,), port=0, http_port=0, provider="cpu"))
+        config = ServerConfig(models=(model,), port=0, http_port=0, provider="cpu", **settings)
+        self.server = Server(config)
         self.task = asyncio.create_task(self.server.run())
 
     def hang(self) -> tuple[threading.Event, threading.Event]:
@@ -585,6 +586,34 @@ async def test_a_server_is_not_ready_before_its_models_are(
             while await readiness(channel) != health_pb2.HealthCheckResponse.SERVING:
                 await asyncio.sleep(0.01)
         assert len((await stub.Generate(pb.GenerateRequest(label=0))).images) == 1
+    os.kill(os.getpid(), signal.SIGINT)
+    assert await asyncio.wait_for(running.task, 20) == 0
+
+
+@pytest.mark.parametrize("watch_models", [False, True])
+async def test_a_bundle_that_changes_while_it_is_loaded_is_loaded_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, watch_models: bool
+) -> None:
+    bundle = write_tiny_bundle(tmp_path / "tiny")
+    running = InProcess(bundle, monkeypatch, watch_models=watch_models)
+
+    def load_while_it_changes(*arguments: object, **settings: object) -> list[LoadedModel]:
+        loaded = load_models(*arguments, **settings)
+        write_tiny_bundle(bundle, version="2.0.0")
+        if not watch_models:
+            os.kill(os.getpid(), signal.SIGHUP)
+        return loaded
+
+    monkeypatch.setattr(server_module, "load_models", load_while_it_changes)
+    running.may_load.set()
+    async with await running.channel() as channel:
+        stub = DiffusionServiceStub(channel)
+        async with asyncio.timeout(30):
+            while await readiness(channel) != health_pb2.HealthCheckResponse.SERVING:
+                await asyncio.sleep(0.01)
+            asked = pb.GenerateRequest(label=0)
+            while (await stub.Generate(asked)).model_version != "2.0.0":
+                await asyncio.sleep(0.01)
     os.kill(os.getpid(), signal.SIGINT)
     assert await asyncio.wait_for(running.task, 20) == 0
 
