@@ -8,13 +8,16 @@ sends the newest status it has not sent yet, so a watch that is not read holds u
 import asyncio
 import enum
 from collections.abc import Iterable
+from typing import TypeVar
 
 import grpc
-from google.protobuf.message import DecodeError
+from google.protobuf.message import DecodeError, Message
 from grpc_health.v1 import health_pb2
 
 from serving.receiving import Context, receive
 from serving.refusal import RefusedError
+
+_RequestT = TypeVar("_RequestT", bound=Message)
 
 PROCESS = ""
 """The health name of the process: a supervisor restarts it when this is not SERVING."""
@@ -108,21 +111,30 @@ class Health:
             SERVICE_NAME,
             {
                 "Check": grpc.stream_unary_rpc_method_handler(self.check),
+                "List": grpc.stream_unary_rpc_method_handler(self.list),
                 "Watch": grpc.stream_stream_rpc_method_handler(self.watch),
             },
         )
 
     async def check(self, _: object, context: Context) -> bytes:
         """Answers once. An unknown name is NOT_FOUND."""
-        name = await _asked(context)
+        name = (await _received(context, health_pb2.HealthCheckRequest)).service
         status = self._status(name)
         if status == health_pb2.HealthCheckResponse.SERVICE_UNKNOWN:
             await context.abort(grpc.StatusCode.NOT_FOUND, f"no service {name[:100]!r} here")
         return _response(status)
 
+    async def list(self, _: object, context: Context) -> bytes:
+        """Answers with the status of every name."""
+        await _received(context, health_pb2.HealthListRequest)
+        answer = health_pb2.HealthListResponse()
+        for name in (PROCESS, *self._services):
+            answer.statuses[name].status = self._status(name)
+        return bytes(answer.SerializeToString())
+
     async def watch(self, _: object, context: Context) -> None:
         """Sends the status now and at every change, until the server stops."""
-        name = await _asked(context)
+        name = (await _received(context, health_pb2.HealthCheckRequest)).service
         sent: int | None = None
         while True:
             changed = self._readiness.changed()
@@ -149,17 +161,17 @@ class Health:
         )
 
 
-async def _asked(context: Context) -> str:
-    """Returns the name that is asked for."""
+async def _received(context: Context, kind: type[_RequestT]) -> _RequestT:
+    """Returns the request of a call."""
     try:
         request = await receive(context)
     except RefusedError as refused:
         await context.abort(refused.code, refused.message, refused.trailing_metadata)
     try:
-        return str(health_pb2.HealthCheckRequest.FromString(request).service)
+        return kind.FromString(request)
     except DecodeError:
         await context.abort(
-            grpc.StatusCode.INVALID_ARGUMENT, "the request is not a HealthCheckRequest"
+            grpc.StatusCode.INVALID_ARGUMENT, f"the request is not a {kind.__name__}"
         )
 
 

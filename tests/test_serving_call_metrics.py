@@ -23,6 +23,7 @@ TYPES = {
     (SERVICE_NAME, "GenerateStream"): "server_stream",
     (SERVICE_NAME, "ListModels"): "unary",
     (HEALTH, "Check"): "unary",
+    (HEALTH, "List"): "unary",
     (HEALTH, "Watch"): "server_stream",
     (REFLECTION, "ServerReflectionInfo"): "bidi_stream",
 }

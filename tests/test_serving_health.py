@@ -56,6 +56,17 @@ async def test_each_phase_has_its_status(
     assert readiness.accepting is accepting
 
 
+async def test_a_list_has_the_status_of_every_name() -> None:
+    readiness = Readiness()
+    async with running_health(readiness) as (stub, _, _):
+        for phase in (Phase.STARTING, Phase.SERVING, Phase.FAILED):
+            readiness.set(phase)
+            listed = (await stub.List(health_pb2.HealthListRequest())).statuses
+            assert set(listed) == {"", SERVICE}
+            for name, found in listed.items():
+                assert found.status == (await stub.Check(ask(name))).status
+
+
 async def test_a_new_server_is_not_ready() -> None:
     async with running_health(Readiness()) as (stub, _, _):
         assert (await stub.Check(ask(SERVICE))).status == NOT_SERVING
@@ -69,10 +80,11 @@ async def test_an_unknown_service_is_not_found() -> None:
         assert "other" in str(caught.value.details())
 
 
-async def test_bytes_that_are_no_request_are_an_invalid_argument() -> None:
+@pytest.mark.parametrize("method", ["Check", "List"])
+async def test_bytes_that_are_no_request_are_an_invalid_argument(method: str) -> None:
     async with running_health(Readiness()) as (_, channel, _):
         with pytest.raises(grpc.aio.AioRpcError) as caught:
-            await channel.unary_unary("/grpc.health.v1.Health/Check")(b"\xff\xff\xff")
+            await channel.unary_unary(f"/grpc.health.v1.Health/{method}")(b"\xff\xff\xff")
         assert caught.value.code() is grpc.StatusCode.INVALID_ARGUMENT
 
 
