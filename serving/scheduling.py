@@ -17,8 +17,9 @@ Float64Array = npt.NDArray[np.float64]
 SchedulingPolicy = Literal["srpt", "fifo"]
 """srpt: shortest remaining work (processing time) first, with ageing. fifo: as they came."""
 
-AGEING = 0.5
-"""Share of the engine that the request which was passed over longest can count on."""
+AGEING = 0.25
+"""Share that the elder, the request which was passed over for too long, has at least of what later
+ones and it are served."""
 
 REVIEW_STEPS = 4
 """Steps after which the lanes are given out anew, if nothing that matters happens before and no
@@ -33,38 +34,38 @@ class Backlog:
     """The requests of an engine at one moment.
 
     Attributes:
-        urgency: float64 [requests], lower goes first.
+        urgency: int64 [requests], lower goes first.
         size: int64 [requests], network rows that each needs in all.
         work: int64 [requests], network rows that each still needs.
         width: float64 [requests], rows that each can use in a step.
         images: that are not finished.
         images_waiting: of these, without a lane.
         requests_waiting: that have not had a lane yet.
+        elder: its place in these arrays; None if nobody was passed over for too long.
     """
 
-    urgency: Float64Array
+    urgency: Int64Array
     size: Int64Array
     work: Int64Array
     width: Float64Array
     images: int
     images_waiting: int
     requests_waiting: int
+    elder: int | None = None
 
 
 _NONE = np.zeros(0, dtype=np.int64)
-EMPTY_BACKLOG = Backlog(np.zeros(0), _NONE, _NONE, np.zeros(0), 0, 0, 0)
+EMPTY_BACKLOG = Backlog(_NONE, _NONE, _NONE, np.zeros(0), 0, 0, 0)
 
 
 class WorkQueue:
     """Requests by slot, in the order in which they are served.
 
-    With srpt that is the shortest remaining work first, with ageing. The clock of ageing is the
-    engine's own work: while it does R rows, each request gains ageing * R rows of credit, and the
-    least (remaining work - credit) goes first; being served costs 2 / ageing times the rows in
-    credited time, never more than there is. So a request is passed by no smaller one that came
-    remaining / ageing rows later, and gets at least the share `ageing` of the engine from then on;
-    and a request that is being served gathers no credit with which to hold up a small one. Equals
-    go in the order in which they came.
+    With srpt that is the shortest remaining work first, with ageing: the elder is the first of
+    those that later ones have passed by remaining work / ageing rows or more. From then on it is
+    owed ageing / (1 - ageing) rows for every one that later ones are served, and goes first when
+    these make a full step. So no large request starves, and a small one waits for a step of it at
+    most, however long it was passed over.
 
     A lane is set aside only where a much smaller request waits (LIKE_SIZE); others get the lanes
     that come free, so that requests of like size do not take turns at every step.
@@ -91,12 +92,14 @@ class WorkQueue:
             raise ValueError(f"ageing must be in 0..1, got {ageing}")
         self._fifo = policy == "fifo"
         self._ageing = ageing
-        self._work_done = 0
+        self._elder: int | None = None
+        self._owed = 0.0
+        self._full_step = 1
         self._steps_until_review = 0
         self.keeps_short = False
         self._free_slots = list(range(slots - 1, -1, -1))
         self._order: Int64Array = np.zeros(slots, dtype=np.int64)
-        self._aged_since: Float64Array = np.zeros(slots, dtype=np.float64)
+        self._passed_by: Int64Array = np.zeros(slots, dtype=np.int64)
         self._work: Int64Array = np.zeros(slots, dtype=np.int64)
         self._images: Int64Array = np.zeros(slots, dtype=np.int64)
         self._rows_per_lane: Float64Array = np.ones(slots, dtype=np.float64)
@@ -125,7 +128,7 @@ class WorkQueue:
         slot = self._free_slots.pop()
         self._steps_until_review = 0
         self._order[slot] = order
-        self._aged_since[slot] = self._work_done
+        self._passed_by[slot] = 0
         self._work[slot] = self.work_left[slot] = images * image_work
         self._images[slot] = self.waiting[slot] = self.unfinished[slot] = images
         self._rows_per_lane[slot] = image_work / num_steps
@@ -150,10 +153,18 @@ class WorkQueue:
         """A step has been made: `rows` of the network for a lane of each of `slots` (repeated)."""
         self._steps_until_review -= 1
         np.subtract.at(self.work_left, slots, rows)
-        self._work_done += int(rows.sum())
-        if self._ageing:
-            np.add.at(self._aged_since, slots, rows * (2.0 / self._ageing))
-            self._aged_since[slots] = np.minimum(self._aged_since[slots], self._work_done)
+        if self._fifo or not self._ageing:
+            return
+        orders = self._order[slots]
+        if self._elder is not None:
+            passed_by = int(rows[orders > self._order[self._elder]].sum())
+            its_own = int(rows[slots == self._elder].sum())
+            owed = self._ageing * passed_by - (1.0 - self._ageing) * its_own
+            self._owed = min(max(self._owed + owed, 0.0), self._ageing * self._full_step)
+        here, by_order = self.unfinished.nonzero()[0], orders.argsort()
+        rows_until = np.concatenate(([0], np.cumsum(rows[by_order])))
+        earlier = orders[by_order].searchsorted(self._order[here], side="right")
+        self._passed_by[here] += rows_until[-1] - rows_until[earlier]
 
     def finished(self, slots: Int64Array) -> None:
         """An image of each of `slots` (repeated) is finished."""
@@ -193,15 +204,21 @@ class WorkQueue:
         self._steps_until_review = REVIEW_STEPS
         self.keeps_short = False
         slots = self.unfinished.nonzero()[0]
+        self._full_step = lanes
+        self._choose_elder(slots, held)
         if slots.size <= 1:
             return slots, np.minimum(self.unfinished[slots], lanes)
-        ranked = self._ranked(slots, held, lanes)
+        elder_first = self._elder is not None and self._owed >= self._ageing * lanes
+        ranked = self._ranked(slots, held, lanes, elder_first=elder_first)
         wanted, kept = self.unfinished[ranked], self._kept(ranked, held)
+        if elder_first:  # a step at once, not the lanes that others leave one by one
+            kept[self._order[ranked] > self._order[self._elder]] = 0
         more = wanted - kept
-        free = lanes - int(kept.sum())
-        given: Int64Array = kept + np.clip(free - (np.cumsum(more) - more), 0, more)
+        given = kept + _within(more, lanes - int(kept.sum()))
         if not self._fifo:
-            fills = self._work[ranked] > LIKE_SIZE * self._work[ranked[0]]
+            sizes = self._work[ranked]
+            fills = sizes > LIKE_SIZE * sizes[int(elder_first)]
+            fills[: int(elder_first)] = False  # the elder is to have these lanes
             self.keeps_short = filling_up.limit(given, fills, self._rows_per_lane[ranked], lanes)
         if not given.all():
             self._steps_until_review = 1
@@ -211,6 +228,7 @@ class WorkQueue:
         """What is here, with so many of the images in lanes, and others that await one of those."""
         slots = self.unfinished.nonzero()[0]
         images = int(self.unfinished[slots].sum()) + images_shared
+        elder = (slots == self._elder).nonzero()[0]
         return Backlog(
             urgency=self._urgency(slots),
             size=self._work[slots],
@@ -219,18 +237,30 @@ class WorkQueue:
             images=images,
             images_waiting=images - images_running,
             requests_waiting=int(np.count_nonzero(self.waiting[slots] == self._images[slots])),
+            elder=int(elder[0]) if elder.size else None,
         )
 
-    def _urgency(self, slots: Int64Array) -> Float64Array:
-        if self._fifo:
-            return self._order[slots].astype(np.float64)
-        credit = self._ageing * (self._work_done - self._aged_since[slots])
-        urgency: Float64Array = self.work_left[slots] - credit
-        return urgency
+    def _urgency(self, slots: Int64Array) -> Int64Array:
+        return (self._order if self._fifo else self.work_left)[slots]
 
-    def _ranked(self, slots: Int64Array, held: Int64Array, lanes: int) -> Int64Array:
+    def _choose_elder(self, slots: Int64Array, held: Int64Array) -> None:
+        """The first to come of those that were passed over for too long and still want lanes."""
+        if self._fifo or not self._ageing:
+            return
+        wants = self.unfinished[slots] > held[slots]
+        too_long = self._ageing * self._passed_by[slots] >= self.work_left[slots]
+        eligible = slots[wants & too_long]
+        elder = int(eligible[self._order[eligible].argmin()]) if eligible.size else None
+        if elder != self._elder:
+            self._elder, self._owed = elder, 0.0
+
+    def _ranked(
+        self, slots: Int64Array, held: Int64Array, lanes: int, *, elder_first: bool
+    ) -> Int64Array:
         """The slots that have or can have lanes, the most urgent first."""
         urgency = self._urgency(slots)
+        if elder_first:
+            urgency[slots == self._elder] = -1
         if slots.size > 4 * lanes:  # each takes a lane at least: sort those that can win, and ties
             able = urgency <= np.partition(urgency, lanes - 1)[lanes - 1]
             able |= held[slots] > 0
@@ -247,3 +277,9 @@ class WorkQueue:
         size = self._work[ranked]
         kept: Int64Array = np.where(size <= LIKE_SIZE * size[waits].min(), has, 0)
         return kept
+
+
+def _within(wanted: Int64Array, lanes: int) -> Int64Array:
+    """What each gets of so many lanes, the first first."""
+    given: Int64Array = np.clip(lanes - (np.cumsum(wanted) - wanted), 0, wanted)
+    return given

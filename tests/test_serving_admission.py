@@ -36,7 +36,7 @@ def backlog(*work: int, waiting: int | None = None) -> Backlog:
     """Requests of so much work each; `waiting` images wait: all but one, unless it is said."""
     rows = np.array(work, dtype=np.int64)
     return Backlog(
-        urgency=rows.astype(np.float64),
+        urgency=rows,
         size=rows,
         work=rows,
         width=np.full(len(work), 1000.0),

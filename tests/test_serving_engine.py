@@ -9,6 +9,7 @@ import pytest
 
 from serving.engine import Engine, EngineModel, StepStats
 from serving.request import DeadlineUnmeetable, GenerateSpec, Outcome, Pixels, QueueFull
+from serving.scheduling import AGEING
 from tests.fakes import (
     FakeClock,
     FakeNetwork,
@@ -449,8 +450,8 @@ def test_an_endless_stream_of_small_requests_does_not_starve_a_large_one() -> No
         assert stats is not None
         rows += stats.rows_useful
         assert rows < 20 * large_work, "starved"
-    # Ageing 1/2: its turn at the latest after 2 * work rows, half of the engine from then on.
-    assert rows <= 4 * large_work + 2 * 4 * 3
+    # After work / AGEING rows of others its turn comes; that is its share from then on.
+    assert rows <= 2 * large_work / AGEING + 2 * 4 * 3
     assert clock.now - begin == pytest.approx(rows * 0.01)
     assert small_finished > 60, "the small ones were not served meanwhile"
 

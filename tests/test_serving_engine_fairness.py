@@ -141,13 +141,56 @@ def test_small_requests_take_three_times_their_time_at_most_and_the_large_one_ke
     assert measured.large_images_per_second >= 0.8 * alone.large_images_per_second
 
 
+@pytest.mark.parametrize("hardware", [SMALL_CPU, CPU, GPU], ids=["small cpu", "cpu", "gpu"])
+def test_small_requests_among_many_large_ones_take_three_times_their_time_at_most(
+    hardware: Hardware,
+) -> None:
+    """At 80 % of the capacity several large ones wait at times, some of them for very long."""
+    assert mixed(hardware) <= 3 * hardware.unloaded_seconds
+
+
+def test_without_ageing_within_bounds_they_would_not() -> None:
+    """That the test above can fail."""
+    assert mixed(CPU, policy="fifo") > 100 * CPU.unloaded_seconds
+
+
+def mixed(hardware: Hardware, **settings: object) -> float:
+    """p99 of requests for one image; every tenth is a hundred times as much work."""
+    engine, clock = hardware.engine(**settings)
+    script = random.Random(0)
+    large = dataclasses.replace(LARGE, count=64, num_steps=90)
+    lanes = hardware.measured.max_lanes
+    rows_per_second = lanes / hardware.measured.step_seconds[lanes]
+    mean_work = 0.9 * SMALL.work_per_image + 0.1 * 64 * large.work_per_image
+    rate = 0.8 * rows_per_second / mean_work
+    arrivals: list[tuple[float, bool]] = []
+    seconds = clock.now
+    for _ in range(300):
+        seconds += script.expovariate(rate)
+        arrivals.append((seconds, script.random() < 0.9))
+    latencies: list[float] = []
+    waiting: list[tuple[float, RecordingSink]] = []
+    while arrivals or waiting:
+        while arrivals and arrivals[0][0] <= clock.now:
+            came_seconds, is_small = arrivals.pop(0)
+            sink = RecordingSink()
+            engine.submit(SMALL if is_small else large, sink)
+            if is_small:
+                waiting.append((came_seconds, sink))
+        if engine.step() is None and arrivals:
+            clock.now = arrivals[0][0]
+        latencies += [clock.now - came for came, sink in waiting if sink.outcome is not None]
+        waiting = [(came, sink) for came, sink in waiting if sink.outcome is None]
+    return float(np.percentile(latencies, 99))
+
+
 def test_first_come_first_served_does_not_keep_that_promise() -> None:
     """That the test above can fail."""
     assert run(CPU, policy="fifo").p99_seconds > 10 * CPU.unloaded_seconds
 
 
 def test_a_large_request_is_finished_however_many_small_ones_there_are() -> None:
-    """Forty small ones on eight lanes, each asking again at once: the large one has its half."""
+    """Forty small ones on eight lanes, each asking again at once: the large one has its share."""
     engine, _ = SMALL_CPU.engine()
     large = RecordingSink()
     engine.submit(spec(count=100, num_steps=8), large)

@@ -166,6 +166,43 @@ def test_a_request_without_a_lane_is_looked_at_in_every_step() -> None:
     assert not queue.due
 
 
+def test_a_small_request_waits_for_one_step_of_the_elder_however_long_that_was_passed_over() -> (
+    None
+):
+    queue, lanes, work = WorkQueue(8), 4, 1000
+    elder = add(queue, 0, images=10, image_work=work // 10)
+    later = add(queue, 1, images=9000, image_work=1)
+
+    def serve_later() -> None:
+        queue.work_left[later] = lanes + 1  # as if it always had less left
+        serve(queue, {later: lanes})
+
+    for _ in range(int(8 * work / AGEING / lanes)):
+        serve_later()
+    assert list(allot(queue, lanes)) == [later]  # the elder from now on, and owed nothing yet
+    serve_later()
+    assert allot(queue, lanes) == {elder: lanes}
+    queue.withdraw(later)
+    small = add(queue, 2, images=1, image_work=10)
+    assert list(allot(queue, lanes)) == [elder]
+    serve(queue, {elder: lanes})
+    for _ in range(4):
+        assert small in allot(queue, lanes, filling(1.0))
+        serve(queue, {small: 1})
+
+
+def test_nobody_is_passed_over_by_those_who_came_before() -> None:
+    queue = WorkQueue(8)
+    first = add(queue, 0, images=900, image_work=1)
+    second = add(queue, 1, images=1000, image_work=1)
+    for _ in range(800):
+        assert allot(queue, 1, held={first: 1}) == {first: 1}
+        serve(queue, {first: 1})
+    small = add(queue, 2, images=1, image_work=9)
+    assert next(iter(allot(queue, 1))) == small
+    assert second not in allot(queue, 1)
+
+
 def test_without_ageing_the_same_stream_starves_it() -> None:
     """That the test above can fail."""
     queue = WorkQueue(200, ageing=0.0)
