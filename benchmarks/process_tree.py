@@ -3,6 +3,7 @@
 import contextlib
 import os
 import re
+import signal
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -40,6 +41,13 @@ def memory_of_tree(pid: int) -> Memory:
     if not count:
         raise ProcessLookupError(pid)
     return Memory(1024 * resident, 1024 * proportional, count)
+
+
+def signal_tree(pid: int, number: signal.Signals) -> None:
+    """Sends a signal to a process and its descendants."""
+    for each in _tree(pid):
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(each, number)
 
 
 def cpu_seconds_of_tree(pid: int) -> float:

@@ -70,10 +70,12 @@ class Comparison:
                 click.echo(f"starting {peer.name}")
                 try:
                     self._running.append(await stack.enter_async_context(started(peer)))
+                    self._running[-1].stop()
                 except PeerUnavailable as reason:
                     self._leave_out(peer, reason)
             click.echo("equality of the images")
-            reference = await self._ours.target.draw(_EQUALITY)
+            with self._ours.turn():
+                reference = await self._ours.target.draw(_EQUALITY)
             await self._each(lambda one: self._prove_equality(one, reference))
             click.echo("latency on an idle server")
             await self._each(self._unloaded)
@@ -91,11 +93,12 @@ class Comparison:
         raise click.ClickException(f"our own server: {self.data['unavailable'].get(OURS)}")
 
     async def _each(self, measure: Callable[[Running], Awaitable[None]]) -> None:
-        """Measures one peer after the other; who fails is left out from then on."""
+        """Measures one peer after the other, the others stopped; who fails is left out."""
         for each in list(self._running):
             try:
-                await measure(each)
-                await each.wait_idle()
+                with each.turn():
+                    await measure(each)
+                    await each.wait_idle()
             except (Failed, Refused, PeerUnavailable) as reason:
                 if each is self._ours:
                     raise click.ClickException(f"our own server: {reason}") from reason

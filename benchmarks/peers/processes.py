@@ -8,7 +8,7 @@ import socket
 import sys
 import tempfile
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -22,7 +22,7 @@ from benchmarks.load.targets import (
     TritonTarget,
 )
 from benchmarks.peers.worker import READY
-from benchmarks.process_tree import Memory, cpu_seconds_of_tree, memory_of_tree
+from benchmarks.process_tree import Memory, cpu_seconds_of_tree, memory_of_tree, signal_tree
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 START_SECONDS = 600.0  # compiled peers compile for several shapes
@@ -156,6 +156,19 @@ class Running:
         """Of all its processes, now."""
         return memory_of_tree(self.pid)
 
+    @contextlib.contextmanager
+    def turn(self) -> Iterator[None]:
+        """Lets it run; all others are stopped, since idle servers take processor time too."""
+        signal_tree(self.pid, signal.SIGCONT)
+        try:
+            yield
+        finally:
+            self.stop()
+
+    def stop(self) -> None:
+        """Until its turn."""
+        signal_tree(self.pid, signal.SIGSTOP)
+
     async def wait_idle(self) -> None:
         """Waits until it computes nothing: some go on with what nobody waits for any more.
 
@@ -203,6 +216,7 @@ async def started(peer: Peer) -> AsyncIterator[Running]:
             async with _target(peer, process, port) as target:
                 yield Running(peer, target, process.pid, seconds)
         finally:
+            signal_tree(process.pid, signal.SIGCONT)
             await _stop(process)
 
 
