@@ -98,8 +98,9 @@ class ServerConfig:
     )
     spin: bool = flag(
         False,
-        "Let the CPU threads of a network call wait for each other awake: may be faster where only"
-        " this server uses its CPUs, and is much slower where others use them too.",
+        "Let the CPU threads that share rows, which they do in calls of very few, wait for each"
+        " other awake: faster where only this server uses its CPUs, much slower where others use"
+        " them too.",
     )
     max_lanes: int | Literal["auto"] = flag(
         "auto",
