@@ -304,7 +304,7 @@ def test_filling_up_is_counted_in_rows_where_lanes_are_guided() -> None:
     queue = WorkQueue(4)
     add(queue, 0, 4, 10)
     guided = queue.add(1, 1000, image_work=20, num_steps=10, deadline_seconds=NEVER)
-    filling_up = filling(4.0, short_seconds=10.0)
+    filling_up = filling(4.0, short_seconds=1.0)
     rows = 4 + 2 * allot(queue, 64, filling_up)[guided]
     assert 4 + rows <= filling_up.stretch * (4 + 4) < 4 + rows + 2
 
