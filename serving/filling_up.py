@@ -15,7 +15,7 @@ Float64Array = npt.NDArray[np.float64]
 BoolArray = npt.NDArray[np.bool_]
 
 LEAST_STRETCH = 1.25
-STRETCH_PER_SHARE = 8.0
+STRETCH_PER_SHARE = 6.0
 """A step takes up to LEAST_STRETCH + this * s times as long with those that fill it up as without
 them, where s is the share of the engine's time that goes into steps which are kept short in this
 way. So small requests that are few hardly wait for large ones, and many of them leave these their
@@ -24,7 +24,7 @@ pace; measured on two cores (docs/promises.md)."""
 MEMORY_SECONDS = 10.0
 """Of the engine's work, over which that share is a fading mean."""
 
-EFFICIENCY = 0.9
+EFFICIENCY = 0.95
 """Rows per second, relative to those of a full batch, beyond which a step is not filled up."""
 
 
