@@ -153,9 +153,8 @@ class Admission:
             beside = np.minimum(backlog.work, backlog.width * steps)[before].sum()
             rows_in_all = float(beside) + self._reserved_before(work) + work
             if backlog.elder is not None and not before[backlog.elder]:
-                rows_in_all += min(
-                    float(backlog.work[backlog.elder]), rows_in_all
-                )  # its share, about
+                # Its share of the steps, about.
+                rows_in_all += min(float(backlog.work[backlog.elder]), rows_in_all)
             steps = max(steps, rows_in_all / full_rows)
         rows = rows_in_all / steps
         if not self._fifo:

@@ -216,9 +216,10 @@ class WorkQueue:
         more = wanted - kept
         given = kept + _within(more, lanes - int(kept.sum()))
         if not self._fifo:
-            sizes = self._work[ranked]
-            fills = sizes > LIKE_SIZE * sizes[int(elder_first)]
-            fills[: int(elder_first)] = False  # the elder is to have these lanes
+            others = slice(int(elder_first), None)  # the elder is to have its lanes
+            sizes = self._work[ranked][others]
+            fills = np.zeros(ranked.size, dtype=np.bool_)
+            fills[others] = sizes > LIKE_SIZE * sizes[:1]
             self.keeps_short = filling_up.limit(given, fills, self._rows_per_lane[ranked], lanes)
         if not given.all():
             self._steps_until_review = 1

@@ -191,6 +191,19 @@ def test_a_small_request_waits_for_one_step_of_the_elder_however_long_that_was_p
         serve(queue, {small: 1})
 
 
+def test_the_elder_may_be_the_only_one_for_whom_there_is_a_lane() -> None:
+    queue = WorkQueue(16)
+    elder = add(queue, 0, images=2, image_work=10)
+    later = add(queue, 1, images=9000, image_work=1)
+    for order in range(2, 9):
+        add(queue, order, images=1, image_work=9)
+    for _ in range(200):
+        serve(queue, {later: 1})
+    allot(queue, 1)
+    serve(queue, {later: 1})
+    assert allot(queue, 1) == {elder: 1}
+
+
 def test_nobody_is_passed_over_by_those_who_came_before() -> None:
     queue = WorkQueue(8)
     first = add(queue, 0, images=900, image_work=1)
