@@ -74,9 +74,8 @@ class OnnxNetwork:
         parts = min(self.num_threads, _MOST_PARTS)
         self._whole = session(self.num_threads)
         # One session for all would let them wait for each other's memory.
-        self._parts = [
-            session(len(share)) for share in np.array_split(np.arange(self.num_threads), parts)
-        ]
+        shares = np.array_split(np.arange(self.num_threads), parts)
+        self._parts = [session(len(share)) for share in shares] if parts > 1 else [self._whole]
         self._pool = ThreadPoolExecutor(parts, thread_name_prefix="network")
 
     def __call__(self, x_t: Float32Array, emb: Float32Array, /) -> Float32Array:

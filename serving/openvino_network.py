@@ -5,6 +5,7 @@ compiled network for each of a few batch sizes, and batches are padded to the ne
 rows of its own, as in serving.network; where there are fewer rows than threads, all of them share.
 """
 
+import contextlib
 import logging
 import sys
 from dataclasses import dataclass
@@ -141,14 +142,15 @@ class _Call:
     def __call__(self, x_t: Float32Array, emb: Float32Array, eps: Float32Array) -> None:
         """Writes into eps. The last part may be less than full, or not needed at all."""
         running: list[tuple[_Part, Float32Array]] = []
-        for first, part in zip(range(0, len(x_t), self.rows), self.parts, strict=False):
-            rows = slice(first, first + self.rows)
-            into = eps[rows]
-            part.x_t[: len(into)], part.emb[: len(into)] = x_t[rows], emb[rows]
-            part.request.start_async()
-            running.append((part, into))
+        with contextlib.ExitStack() as ends:  # all of them, also where one raises
+            for first, part in zip(range(0, len(x_t), self.rows), self.parts, strict=False):
+                rows = slice(first, first + self.rows)
+                into = eps[rows]
+                part.x_t[: len(into)], part.emb[: len(into)] = x_t[rows], emb[rows]
+                part.request.start_async()
+                ends.callback(part.request.wait)
+                running.append((part, into))
         for part, into in running:
-            part.request.wait()
             into[:] = part.eps[: len(into)]
 
 

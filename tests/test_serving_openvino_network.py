@@ -1,6 +1,7 @@
 """The U-Net on OpenVINO: the eps of ONNX Runtime, row by row, whatever the batch."""
 
 import sys
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -124,3 +125,25 @@ def test_a_graph_that_is_not_the_manifests_is_refused(
     path = write_tiny_bundle(folder, image_shape=(2, 4, 6), unet=unet_graph((1, 4, 4), 8))
     with pytest.raises(BundleError, match="input x_t must be"):
         OpenVinoNetwork(load_bundle(path))
+
+
+def test_a_part_that_fails_leaves_no_other_one_running(
+    bundle: Bundle, rows: tuple[np.ndarray, np.ndarray]
+) -> None:
+    class Failing:
+        def start_async(self) -> None:
+            """Begins well."""
+
+        def wait(self) -> None:
+            raise RuntimeError("no")
+
+    network = OpenVinoNetwork(bundle, num_threads=THREADS)
+    x_t, emb = (array[:24] for array in rows)
+    expected = network(x_t, emb)
+    call = network._calls[24]
+    whole = list(call.parts)
+    call.parts[0] = replace(call.parts[0], request=Failing())  # type: ignore[arg-type]
+    with pytest.raises(RuntimeError, match="no"):
+        network(x_t, emb)
+    call.parts[:] = whole
+    np.testing.assert_array_equal(network(x_t, emb), expected)
