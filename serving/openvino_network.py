@@ -6,6 +6,7 @@ rows of its own, as in serving.network; where there are fewer rows than threads,
 """
 
 import contextlib
+import functools
 import logging
 import sys
 from dataclasses import dataclass
@@ -66,7 +67,7 @@ class OpenVinoNetwork:
         kinds = [(2**n, 1) for n in range((self.num_threads - 1).bit_length())]
         kinds += [(rows, self.num_threads) for rows in ROWS_OF_A_THREAD]
         try:
-            core = openvino.Core()
+            core = _core()
             model = core.read_model(bundle.unet_onnx)
             self._calls: dict[int, _Call] = {}
             for rows, parts in kinds:
@@ -152,6 +153,18 @@ class _Call:
                 running.append((part, into))
         for part, into in running:
             into[:] = part.eps[: len(into)]
+
+
+@functools.cache
+def _core() -> "openvino.Core":
+    """The one of this process, for good.
+
+    Each gives the thread that made it another stack for signals and, when it goes, takes that stack
+    out of memory and puts back the one before. Where two go in the order in which they came, as
+    when a bundle is replaced, the next signal is a segmentation fault.
+    """
+    core: openvino.Core = require_openvino().Core()
+    return core
 
 
 def require_openvino() -> Any:

@@ -1,7 +1,9 @@
 """The U-Net on OpenVINO: the eps of ONNX Runtime, row by row, whatever the batch."""
 
+import subprocess
 import sys
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -147,3 +149,32 @@ def test_a_part_that_fails_leaves_no_other_one_running(
         network(x_t, emb)
     call.parts[:] = whole
     np.testing.assert_array_equal(network(x_t, emb), expected)
+
+
+REPLACED = """
+import gc, os, signal
+from serving.bundle import load_bundle
+from serving.openvino_network import OpenVinoNetwork
+
+caught = []
+signal.signal(signal.SIGHUP, lambda number, _: caught.append(number))
+bundle = load_bundle({bundle!r})
+old, new = (OpenVinoNetwork(bundle, num_threads=1) for _ in range(2))
+del old
+gc.collect()
+del new
+gc.collect()
+os.kill(os.getpid(), signal.SIGHUP)
+assert caught == [signal.SIGHUP]
+"""
+
+
+def test_signals_arrive_after_networks_went_in_the_order_they_came(
+    tmp_path: Path, repository: Path
+) -> None:
+    bundle = write_tiny_bundle(tmp_path / "tiny")
+    ended = subprocess.run(
+        [sys.executable, "-c", REPLACED.format(bundle=str(bundle))],
+        check=False, cwd=repository, capture_output=True, text=True, timeout=120,
+    )  # fmt: skip
+    assert ended.returncode == 0, ended.stderr or ended.returncode
