@@ -86,7 +86,7 @@ load: $(FULL_STAMP) ## Send load to a server and say how long it took (ARGS="--t
 # it only shows that it works, and writes to build/benchmarks.
 BENCHMARKS := engine limit startup training peers
 
-bench: $(addprefix bench-,$(BENCHMARKS)) bench-report ## Measure speed against peers and the limit: 25 minutes (or bench-peers ...)
+bench: $(addprefix bench-,$(BENCHMARKS)) bench-report ## Measure speed against peers and the limit: an hour (or bench-peers ...)
 
 bench-engine: $(FULL_STAMP)
 	$(FULL_PYTHON) -m benchmarks.engine_overhead $(ARGS)

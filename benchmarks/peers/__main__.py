@@ -74,8 +74,8 @@ class Comparison:
                 except PeerUnavailable as reason:
                     self._leave_out(peer, reason)
             click.echo("equality of the images")
-            with self._ours.turn():
-                reference = await self._ours.target.draw(_EQUALITY)
+            async with self._ours.turn() as ours:
+                reference = await ours.target.draw(_EQUALITY)
             await self._each(lambda one: self._prove_equality(one, reference))
             click.echo("latency on an idle server")
             await self._each(self._unloaded)
@@ -96,8 +96,8 @@ class Comparison:
         """Measures one peer after the other, the others stopped; who fails is left out."""
         for each in list(self._running):
             try:
-                with each.turn():
-                    await measure(each)
+                async with each.turn() as connected:
+                    await measure(connected)
                     await each.wait_idle()
             except (Failed, Refused, PeerUnavailable) as reason:
                 if each is self._ours:
@@ -202,7 +202,7 @@ def main(
     own_load: bool,
     output: Path | None,
 ) -> None:
-    """Compares our server with its peers; about a quarter of an hour."""
+    """Compares our server with its peers; about half an hour."""
     sizes = QUICK if quick else Sizes()
     if mixed_requests is not None:
         sizes = replace(sizes, mixed_requests=mixed_requests)

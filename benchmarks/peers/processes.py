@@ -2,15 +2,17 @@
 
 import asyncio
 import contextlib
+import functools
 import os
 import signal
 import socket
 import sys
 import tempfile
 import time
-from collections.abc import AsyncIterator, Iterator
-from dataclasses import dataclass
+from collections.abc import AsyncIterator, Callable
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Self
 
 import httpx
 
@@ -143,12 +145,14 @@ class Running:
     Attributes:
         peer: which one.
         target: where requests go.
+        connect: gives another one.
         pid: of its first process.
         ready_seconds: from the start of the process until it was ready.
     """
 
     peer: Peer
     target: Target
+    connect: Callable[[], Target]
     pid: int
     ready_seconds: float
 
@@ -156,12 +160,16 @@ class Running:
         """Of all its processes, now."""
         return memory_of_tree(self.pid)
 
-    @contextlib.contextmanager
-    def turn(self) -> Iterator[None]:
-        """Lets it run; all others are stopped, since idle servers take processor time too."""
+    @contextlib.asynccontextmanager
+    async def turn(self) -> AsyncIterator[Self]:
+        """Lets it run; all others are stopped, since idle servers take processor time too.
+
+        On new connections: who was stopped takes those that it had for dead.
+        """
         signal_tree(self.pid, signal.SIGCONT)
         try:
-            yield
+            async with self.connect() as target:
+                yield replace(self, target=target)
         finally:
             self.stop()
 
@@ -213,22 +221,20 @@ async def started(peer: Peer) -> AsyncIterator[Running]:
                 said = " ".join(log_file.read_text(errors="replace")[-_LOG_TAIL:].split())
                 raise PeerUnavailable(f"{peer.name} did not start: {said[-300:]}") from None
             seconds = time.perf_counter() - begin
-            async with _target(peer, process, port) as target:
-                yield Running(peer, target, process.pid, seconds)
+            connect = _connector(peer, process, port)
+            async with connect() as target:
+                yield Running(peer, target, connect, process.pid, seconds)
         finally:
             signal_tree(process.pid, signal.SIGCONT)
             await _stop(process)
 
 
-def _target(peer: Peer, process: asyncio.subprocess.Process, port: int) -> Target:
-    address = f"127.0.0.1:{port}"
-    if peer.protocol == "grpc":
-        return GrpcTarget(address)
-    if peer.protocol == "litserve":
-        return LitServeTarget(address)
-    if peer.protocol == "triton":
-        return TritonTarget(address)
-    return ProcessTarget(process)
+def _connector(peer: Peer, process: asyncio.subprocess.Process, port: int) -> Callable[[], Target]:
+    if peer.protocol == "process":
+        target = ProcessTarget(process)
+        return lambda: target
+    speaks = {"grpc": GrpcTarget, "litserve": LitServeTarget, "triton": TritonTarget}
+    return functools.partial(speaks[peer.protocol], f"127.0.0.1:{port}")
 
 
 async def _ready(

@@ -43,13 +43,13 @@ class Sizes:
         burst_size: small requests of each burst.
     """
 
-    rounds: int = 3
+    rounds: int = 5
     turn_seconds: float = 6.0
     outstanding: int = 192
     loop_batch: int = 64
     unloaded_requests: int = 25
     mixed: arrivals.Mixture = MIXTURE
-    mixed_requests: int = 30
+    mixed_requests: int = 40
     drain_seconds: float = 45.0
     bursts: int = 8
     burst_size: int = 64

@@ -36,7 +36,7 @@ WHY_NOT = {
 _INTRODUCTION = (
     "# Results of the benchmarks\n\n"
     "Composed by `python -m benchmarks.report` from the files in `benchmarks/results`; none of the"
-    " numbers is written by hand. `make bench` measures all of them anew, in about 25 minutes on"
+    " numbers is written by hand. `make bench` measures all of them anew, in about an hour on"
     " two cores. Absolute figures drift from machine to machine and from day to day; ratios are"
     " taken within one run, turn by turn. Ranges are over turns."
 )
