@@ -2,6 +2,7 @@
 
 import asyncio
 import base64
+import functools
 import json
 import sys
 from typing import Any
@@ -41,8 +42,9 @@ def answering(target: Any, response: httpx.Response) -> list[httpx.Request]:
         seen.append(request)
         return response
 
-    target._client = httpx.AsyncClient(
-        base_url="http://target", transport=httpx.MockTransport(handle)
+    transport = httpx.MockTransport(handle)
+    target._make_client = functools.partial(
+        httpx.AsyncClient, base_url="http://target", transport=transport
     )
     return seen
 

@@ -102,7 +102,10 @@ async def saturation_rows_per_second(running: Running, sizes: Sizes, seed: int) 
 
 
 def steady_rate(done: Sequence[tuple[float, int]], turn_seconds: float) -> float:
-    """Rows per second between the first answer after the warm-up and the last within the turn.
+    """Rows per second after the warm-up: the slope of the line through what was done by when.
+
+    Whoever answers a whole batch at once answers in steps: counted from the first answer to the
+    last, that would be up to a batch too much.
 
     Args:
         done: (seconds since the start, rows) of each answer, ascending.
@@ -111,8 +114,8 @@ def steady_rate(done: Sequence[tuple[float, int]], turn_seconds: float) -> float
     within = [each for each in done if _WARM_SHARE * turn_seconds <= each[0] <= turn_seconds]
     if len(within) < 2 or within[-1][0] == within[0][0]:  # slower than the turn is long
         return sum(rows for _, rows in done) / done[-1][0]
-    first, last = within[0][0], within[-1][0]
-    return sum(rows for seconds, rows in within if seconds > first) / (last - first)
+    seconds, rows = np.array(within).T
+    return float(np.polyfit(seconds, np.cumsum(rows), 1)[0])
 
 
 async def mixed(target: Target, rows_per_second: float, sizes: Sizes) -> dict[str, Any]:
