@@ -233,7 +233,11 @@ def _connector(peer: Peer, process: asyncio.subprocess.Process, port: int) -> Ca
     if peer.protocol == "process":
         target = ProcessTarget(process)
         return lambda: target
-    speaks = {"grpc": GrpcTarget, "litserve": LitServeTarget, "triton": TritonTarget}
+    speaks: dict[str, Callable[[str], Target]] = {
+        "grpc": GrpcTarget,
+        "litserve": LitServeTarget,
+        "triton": TritonTarget,
+    }
     return functools.partial(speaks[peer.protocol], f"127.0.0.1:{port}")
 
 
