@@ -89,6 +89,29 @@ async def test_triton_is_asked_in_its_protocol_with_binary_output() -> None:
     assert asked["outputs"][0]["parameters"] == {"binary_data": True}
 
 
+async def test_each_connection_has_a_client_of_its_own_which_is_used_again_and_closed() -> None:
+    made: list[httpx.AsyncClient] = []
+    content = {"images": base64.b64encode(PIXELS.tobytes()).decode()}
+
+    async def handle(_: httpx.Request) -> httpx.Response:
+        await asyncio.sleep(0.01)
+        return httpx.Response(200, json=content)
+
+    def make() -> httpx.AsyncClient:
+        transport = httpx.MockTransport(handle)
+        made.append(httpx.AsyncClient(base_url="http://target", transport=transport))
+        return made[-1]
+
+    async with LitServeTarget("target") as target:
+        target._make_client = make  # type: ignore[assignment]
+        for _ in range(3):
+            await target.draw(DRAWING)
+        assert len(made) == 1
+        await asyncio.gather(*(target.draw(DRAWING) for _ in range(5)))
+        assert len(made) == 5
+    assert all(client.is_closed for client in made)
+
+
 @pytest.mark.parametrize(("status", "error"), [(429, Refused), (503, Refused), (500, Failed)])
 async def test_a_status_is_a_refusal_or_a_failure(status: int, error: type[Exception]) -> None:
     async with LitServeTarget("target") as target:
