@@ -32,6 +32,7 @@ from serving.engine import Engine
 from serving.network import OnnxNetwork, embedding_table, make_network
 from serving.onnx_session import ProviderError
 from serving.request import GenerateSpec, NullSink, Outcome, Pixels
+from serving.rounds import Rounds
 from serving.self_test import run_self_test
 from serving.step_network import StepNetwork
 
@@ -67,8 +68,10 @@ def draw(
     begin = time.perf_counter()
     for spec, album in zip(specs, albums, strict=True):
         engine.submit(spec, album)
+    rounds = Rounds(engine.workers)
     while engine.has_work:
-        engine.step()
+        rounds.step(engine)
+    rounds.close()
     seconds = time.perf_counter() - begin
     for spec, album in zip(specs, albums, strict=True):
         if album.outcome is not Outcome.FINISHED:

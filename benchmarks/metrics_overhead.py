@@ -119,7 +119,8 @@ def measure(
     saturated, counting = Saturated(model, network, lanes, "ddpm"), Counting(scrape_seconds)
 
     def counted() -> None:
-        counting.count(saturated.step())
+        for stats in saturated.step():
+            counting.count(stats)
 
     times_per_second(saturated.step, 0.5 * turn_seconds)
     shares, ratios = [], []

@@ -15,6 +15,7 @@ from serving.denoiser import EngineModel, Network
 from serving.engine import Engine
 from serving.network import embedding_table, make_network, resolve_provider
 from serving.request import GenerateSpec, Outcome, Pixels
+from serving.rounds import Rounds
 
 _MAX_LANES = {"cpu": 64, "openvino": 64, "cuda": 512}
 
@@ -142,10 +143,12 @@ class ImageSource:
                 )
                 engine.submit(spec, collectors[-1])
             start += count
+        rounds = Rounds(engine.workers)
         while engine.has_work:
-            stats = engine.step()
-            if stats is not None and on_rows is not None:
-                on_rows(stats.rows_useful)
+            rows = sum(stats.rows_useful for stats in rounds.step(engine))
+            if on_rows is not None:
+                on_rows(rows)
+        rounds.close()
         failed = [c.outcome for c in collectors if c.outcome is not Outcome.FINISHED]
         if failed:
             raise RuntimeError(f"{len(failed)} of {len(collectors)} requests ended as {failed[0]}")

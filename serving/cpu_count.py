@@ -1,8 +1,12 @@
 """How many CPUs this process may use, quotas included (ONNX Runtime looks at the machine only)."""
 
+import itertools
 import os
 import sys
 from pathlib import Path
+
+_MOST_WORKERS = 8
+"""Who compute at once on the CPU: each costs memory for the weights and work between its steps."""
 
 
 def usable_cpus() -> int:
@@ -13,6 +17,18 @@ def usable_cpus() -> int:
     for quota in _cpu_quotas(Path("/sys/fs/cgroup"), Path("/proc/self/cgroup")):
         cpus = min(cpus, quota)
     return max(1, int(cpus))
+
+
+def shares_of_threads(num_threads: int) -> list[range]:
+    """The threads 0 .. num_threads - 1 as they are shared out to workers, one each if they are few.
+
+    A batch is computed by one worker: threads that share every operator of a network wait for the
+    slowest of them at each, and whoever else wants a processor for a moment holds up all of them.
+    """
+    workers = min(num_threads, _MOST_WORKERS)
+    least, more = divmod(num_threads, workers)
+    ends = [least * worker + min(worker, more) for worker in range(workers + 1)]
+    return [range(*between) for between in itertools.pairwise(ends)]
 
 
 def _cpu_quotas(cgroups: Path, own: Path) -> list[float]:

@@ -1,4 +1,4 @@
-"""The bridge from the engine's thread to the coroutine that answers one request."""
+"""The bridge from the engine's threads to the coroutine that answers one request."""
 
 import asyncio
 import threading
@@ -74,11 +74,11 @@ class Delivery:
         return self._ending is not None
 
     def started(self) -> None:
-        """Notes it; the engine measures the wait itself. Called on the engine's thread."""
+        """Notes it; the engine measures the wait. Called on a thread of the engine's."""
         self.was_started = True
 
     def image(self, index: int, pixels: Pixels) -> None:
-        """Takes a finished image. Called on the engine's thread."""
+        """Takes a finished image. Called on a thread of the engine's."""
         with self._lock:
             self._images.append((index, pixels))
             if self._previews.pop(index, None) is not None:
@@ -88,7 +88,7 @@ class Delivery:
             self._call_reader()
 
     def preview(self, index: int, position: int, pixels: Pixels) -> None:
-        """Takes an estimate of an unfinished image. Called on the engine's thread."""
+        """Takes an estimate of an unfinished image. Called on a thread of the engine's."""
         with self._lock:
             if self._previews.pop(index, None) is not None:
                 self._previews_dropped += 1
@@ -103,7 +103,7 @@ class Delivery:
     def done(
         self, outcome: Outcome, queue_seconds: float, compute_seconds: float, detail: str
     ) -> None:
-        """Takes the end of the request. Called on the engine's thread, once, last."""
+        """Takes the end of the request. Called on a thread of the engine's, once, last."""
         with self._lock:
             self._ending = Ending(outcome, queue_seconds, compute_seconds, detail)
             waits = self._reader_waits()

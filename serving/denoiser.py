@@ -90,8 +90,41 @@ class Denoised:
     nonfinite: BoolArray
 
 
+def workers_of(network: Network) -> tuple[Network, ...]:
+    """Those who compute for a network: each may be called while the others are, not the network.
+
+    A network that has no `workers` is the only one.
+    """
+    workers: tuple[Network, ...] = getattr(network, "workers", (network,))
+    return workers
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class _Batch:
+    """What a step reads that is not in the rows of its lanes.
+
+    Args:
+        lanes: N.
+        guided: int64 [G], the lanes that have a second row.
+        positions: int64 [N].
+        finished: bool [N], the lanes that are at their end after it.
+        coefficients: float32 [N, 4]; alpha, sigma: float32 [N].
+    """
+
+    lanes: int
+    guided: Int64Array
+    positions: Int64Array
+    finished: BoolArray
+    coefficients: Float32Array
+    alpha: Float32Array
+    sigma: Float32Array
+
+
 class Denoiser:
     """Lanes, their plans, and the buffers of a batch. Not thread-safe.
+
+    With one exception: between prepare() and the end of compute(), that may run on another thread,
+    while `lanes.request` and the plan table are free to be changed, and nothing else is.
 
     Attributes:
         lanes: the lane table; `lanes.leave` is the caller's to call.
@@ -106,7 +139,18 @@ class Denoiser:
         network: Network,
         max_lanes: int,
         clock: Callable[[], float] = time.monotonic,
+        *,
+        beside: "Denoiser | None" = None,
     ) -> None:
+        """Makes a denoiser without lanes.
+
+        Args:
+            model: what the network draws.
+            network: the noise predictor.
+            max_lanes: images in one batch at most.
+            clock: seconds, monotonic.
+            beside: another of the same engine, to have its `aside` and `plans` in common with.
+        """
         table = np.ascontiguousarray(model.embedding_table)
         self._network = network
         self._clock = clock
@@ -119,10 +163,11 @@ class Denoiser:
         self._emb_row: Int64Array = np.zeros(2 * max_lanes, dtype=np.int64)
         self._noise: Float32Array = np.zeros((max_lanes, *model.image_shape), dtype=np.float32)
         self.lanes = LaneTable(max_lanes, model.image_shape, rows=2 * max_lanes)
-        self.aside = LaneStore(model.image_shape)
+        self.aside: LaneStore = LaneStore(model.image_shape) if beside is None else beside.aside
         self._image_size = math.prod(model.image_shape)
         self._undrawn: list[slice] = []
-        self.plans = PlanTable(model.schedule)
+        self.plans: PlanTable = PlanTable(model.schedule) if beside is None else beside.plans
+        self._batch: _Batch | None = None
 
     def warm_up(self) -> None:
         """Does what the first steps on a thread would have to do besides; nothing here."""
@@ -187,19 +232,47 @@ class Denoiser:
         return self.aside.take(self.lanes, request, lanes) if self.aside.lanes.count else 0
 
     def step(self) -> Denoised:
-        """One step of every lane, with one network call.
+        """One step of every lane, with one network call: prepare(), compute().
+
+        Raises:
+            Exception: as compute() does.
+        """
+        self.prepare()
+        return self.compute()
+
+    def prepare(self) -> None:
+        """Begins a step of every lane: they are at their next position from now on."""
+        lanes, n, plans = self.lanes, self.lanes.count, self.plans
+        rows = self._plan_rows()
+        guided = self._guided_mask(rows).nonzero()[0]
+        emb_row = self._emb_row[: n + guided.size]
+        np.multiply(plans.timesteps[rows], self._labels, out=emb_row[:n])
+        np.add(emb_row[guided], self._null_label, out=emb_row[n:])
+        emb_row[:n] += lanes.label[:n]
+        positions = lanes.position[:n].copy()
+        lanes.position[:n] += 1
+        finished: BoolArray = lanes.position[:n] == lanes.num_steps[:n]
+        self._batch = _Batch(
+            n, guided, positions, finished,
+            plans.coefficients[rows], plans.alpha[rows], plans.sigma[rows],
+        )  # fmt: skip
+
+    def compute(self, network: Network | None = None) -> Denoised:
+        """The rest of the step, on whatever thread.
+
+        Args:
+            network: instead of the denoiser's own.
 
         Raises:
             Exception: whatever the network raises; ValueError if what it returns is not eps. The
-                lanes are then as they were.
+                images are then as they were.
         """
-        lanes, n = self.lanes, self.lanes.count
-        rows = self._plan_rows()
-        guided = self._guided_mask(rows).nonzero()[0]
-        eps = self._predict_eps(self.plans.timesteps[rows], guided)
+        batch = self._batch
+        assert batch is not None
+        lanes, n, guided = self.lanes, batch.lanes, batch.guided
+        eps = self._predict_eps(network or self._network, batch)
         x, x_0_previous = lanes.x[:n], lanes.x_0_previous[:n]
-        coefficients = self.plans.coefficients[rows]
-        noise = self._draw_noise(coefficients[:, 3])
+        noise = self._draw_noise(batch)
         # NaN and Inf stay within their lanes and are reported below.
         with np.errstate(invalid="ignore", over="ignore"):
             if guided.size:
@@ -207,12 +280,10 @@ class Denoiser:
                 eps[guided] = guide(eps[guided], eps[n:], scale)
             eps = eps[:n]
             nonfinite = ~_rows_finite(eps)
-            alpha, sigma = self.plans.alpha[rows], self.plans.sigma[rows]
-            x_0 = predict_x_0(x, eps, alpha, sigma, self._clip)
-            x[...] = advance(x, x_0, x_0_previous, noise, coefficients)
+            x_0 = predict_x_0(x, eps, batch.alpha, batch.sigma, self._clip)
+            x[...] = advance(x, x_0, x_0_previous, noise, batch.coefficients)
         x_0_previous[...] = x_0
-        lanes.position[:n] += 1
-        return Denoised(x_0, lanes.position[:n] == lanes.num_steps[:n], nonfinite)
+        return Denoised(x_0, batch.finished, nonfinite)
 
     def _plan_rows(self) -> Int64Array:
         """Where in the plan table each lane is, int64 [N]."""
@@ -226,20 +297,18 @@ class Denoiser:
         mask &= self.lanes.guided[: self.lanes.count]
         return mask
 
-    def _predict_eps(self, timesteps: Int64Array, guided: Int64Array) -> Float32Array:
+    def _predict_eps(self, network: Network, batch: _Batch) -> Float32Array:
         """eps of the lanes, and behind it that of the null rows of the guided ones."""
-        lanes, n = self.lanes, self.lanes.count
-        rows = n + guided.size
-        x, emb, emb_row = lanes.x[:rows], self._emb[:rows], self._emb_row[:rows]
-        np.multiply(timesteps, self._labels, out=emb_row[:n])
-        if guided.size:
-            np.take(lanes.x, guided, axis=0, out=x[n:], mode="clip")
-            np.add(emb_row[guided], self._null_label, out=emb_row[n:])
-        emb_row[:n] += lanes.label[:n]
-        np.take(self._table, emb_row, axis=0, out=emb, mode="clip")  # "clip" writes unbuffered
+        lanes, n = self.lanes, batch.lanes
+        rows = n + batch.guided.size
+        x, emb = lanes.x[:rows], self._emb[:rows]
+        if batch.guided.size:
+            np.take(lanes.x, batch.guided, axis=0, out=x[n:], mode="clip")
+        # "clip" writes unbuffered
+        np.take(self._table, self._emb_row[:rows], axis=0, out=emb, mode="clip")
         begin = self._clock()
         try:
-            eps = self._network(x, emb)
+            eps = network(x, emb)
         finally:
             self.network_seconds = self._clock() - begin
         if eps.shape != x.shape or eps.dtype != np.float32:
@@ -248,17 +317,17 @@ class Denoiser:
             )
         return eps
 
-    def _draw_noise(self, scale: Float32Array) -> Float32Array:
+    def _draw_noise(self, batch: _Batch) -> Float32Array:
         """Noise [N, C, H, W] for the lanes whose plan adds some here.
 
         For the others, whatever finite numbers are left there: they are multiplied by 0.
         """
-        lanes, n = self.lanes, self.lanes.count
+        lanes, n = self.lanes, batch.lanes
         noise = self._noise[:n]
-        noisy = scale.nonzero()[0]
+        noisy = batch.coefficients[:, 3].nonzero()[0]
         if noisy.size:
             drawn = standard_normal(
-                lanes.seed[noisy], lanes.index[noisy], lanes.position[noisy], self._image_size
+                lanes.seed[noisy], lanes.index[noisy], batch.positions[noisy], self._image_size
             ).reshape(-1, *noise.shape[1:])
             if noisy.size == n:
                 return drawn

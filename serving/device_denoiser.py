@@ -66,8 +66,11 @@ class DeviceDenoiser(Denoiser):
             lanes.x_0_previous[there] = self._device_network.x_0(held)[rows]
             lanes.device_row[there] = _HERE
 
-    def step(self) -> Denoised:
-        """See Denoiser."""
+    def prepare(self) -> None:
+        """See Denoiser. All of it is in compute()."""
+
+    def compute(self, network: Network | None = None) -> Denoised:
+        """See Denoiser, but only on the thread that owns it all."""
         lanes, n = self.lanes, self.lanes.count
         self._device_network.claim(self, self._embedding_table)
         plan_rows = self._plan_rows()
@@ -126,8 +129,10 @@ def make_denoiser(
     network: Network,
     max_lanes: int,
     clock: Callable[[], float] = time.monotonic,
+    *,
+    beside: Denoiser | None = None,
 ) -> Denoiser:
-    """The denoiser that suits a network: on its device, if it steps on one."""
+    """The denoiser that suits a network: on its device, if it steps on one. See Denoiser."""
     if isinstance(network, StepNetwork):
         return DeviceDenoiser(model, network, max_lanes, clock)
-    return Denoiser(model, network, max_lanes, clock)
+    return Denoiser(model, network, max_lanes, clock, beside=beside)

@@ -1,7 +1,8 @@
 """Step-level continuous batching: requests in, one batched network call per step, images out.
 
-Driven by hand or by an EngineThread: whoever calls step() owns the engine. Only reserve(),
-check(), estimate_seconds() and statistics() may be called from other threads.
+Driven by hand or by EngineThreads: whoever calls begin() and finish(), or step(), owns the
+engine. Only reserve(), check(), estimate_seconds() and statistics() may be called from other
+threads, and Step.run().
 """
 
 import functools
@@ -9,9 +10,11 @@ import itertools
 import time
 from collections.abc import Callable, Mapping
 
+import numpy as np
+
 from serving.admission import Admission
 from serving.batching import Batching
-from serving.denoiser import EngineModel, Network
+from serving.denoiser import Denoiser, EngineModel, Network, workers_of
 from serving.device_denoiser import make_denoiser
 from serving.engine_statistics import EngineStatistics, EngineTotals, StepStats
 from serving.filling_up import FillingUp
@@ -21,12 +24,17 @@ from serving.request import GenerateSpec, Outcome, Sink
 from serving.request_book import Ticket
 from serving.scheduling import AGEING, SchedulingPolicy, WorkQueue
 from serving.spec_check import check_spec
+from serving.step import Step
 
-__all__ = ["Engine", "EngineModel", "EngineStatistics", "StepStats", "Ticket"]
+__all__ = ["Engine", "EngineModel", "EngineStatistics", "Step", "StepStats", "Ticket"]
 
 
 class Engine:
     """Denoises the images of any mixture of requests in common batches.
+
+    Where its network can compute several batches at once (workers_of), so many engine steps are
+    under way at once, none of which waits for another: who has to wait for the slowest at every
+    step is held up by whatever else the machine does.
 
     Every request that submit() or reserve() accepted gets exactly one Sink.done().
     """
@@ -50,16 +58,17 @@ class Engine:
 
         Args:
             model: what the network draws.
-            network: the noise predictor, called with up to 2 * max_lanes rows.
-            max_lanes: images in one batch at most; a guided one takes two rows.
+            network: the noise predictor, called with up to 2 * max_lanes rows in all.
+            max_lanes: images that are in batches at most, those of all workers together; a guided
+                one takes two rows.
             max_queued_images: images that may wait for a lane.
             max_queued_requests: requests that may wait for their first lane.
             policy: see WorkQueue.
             ageing: see WorkQueue.
             cache_bytes: for finished images; with 0 nothing is kept, nor shared in flight.
             padded_rows: rows that the network computes for a batch, for the statistics.
-            step_seconds: of steps that were timed before, by their rows; without, as if a step took
-                as long as its rows take one by one.
+            step_seconds: of steps that all workers make side by side and that were timed before, by
+                their rows in all; without, as if a step took as long as its rows take one by one.
             clock: seconds, monotonic; the clock of GenerateSpec.deadline_seconds.
         """
         if max_lanes < 1:
@@ -68,8 +77,10 @@ class Engine:
         self._clock = clock
         self._padded_rows = padded_rows
         self._network = network
+        self._workers = workers_of(network)[:max_lanes]
+        self._under_way: dict[int, Step] = {}
         self._pace = Pace(2 * max_lanes, step_seconds, padded_rows)
-        self._filling_up = FillingUp(self._pace)
+        self._filling_up = FillingUp(self._pace, len(self._workers))
         self._admission = Admission(
             max_queued_images=max_queued_images,
             max_queued_requests=max_queued_requests,
@@ -81,17 +92,30 @@ class Engine:
         self._max_lanes = max_lanes
         # Each has an image in a lane or waiting, so there cannot be more requests than these.
         self._make_queue = functools.partial(
-            WorkQueue, max_queued_images + max_lanes, policy=policy, ageing=ageing
-        )
+            WorkQueue, max_queued_images + max_lanes, policy=policy, ageing=ageing,
+            workers=len(self._workers),
+        )  # fmt: skip
         self._cache = ImageCache(cache_bytes) if cache_bytes else None
         self._ids = itertools.count(1)
         self._totals = EngineTotals()
         self._start_empty()
 
     def _start_empty(self) -> None:
-        denoiser = make_denoiser(self._model, self._network, self._max_lanes, self._clock)
+        denoisers: list[Denoiser] = []
+        for share in np.array_split(np.arange(self._max_lanes), len(self._workers)):
+            denoisers.append(
+                make_denoiser(
+                    self._model, self._network, len(share), self._clock,
+                    beside=denoisers[0] if denoisers else None,
+                )
+            )  # fmt: skip
         self._batching = Batching(
-            denoiser, self._make_queue(), self._cache, self._padded_rows, self._clock
+            tuple(denoisers),
+            self._workers if len(denoisers) > 1 else (None,),
+            self._make_queue(),
+            self._cache,
+            self._padded_rows,
+            self._clock,
         )
 
     @property
@@ -100,8 +124,13 @@ class Engine:
         return self._model
 
     @property
+    def workers(self) -> int:
+        """Steps that can be under way at once."""
+        return len(self._workers)
+
+    @property
     def has_work(self) -> bool:
-        """Whether step() has anything to do."""
+        """Whether there are requests that have not ended."""
         return bool(self._batching.book)
 
     def check(self, spec: GenerateSpec) -> None:
@@ -118,7 +147,8 @@ class Engine:
         Raises:
             Exception: whatever the network raises.
         """
-        self._batching.denoiser.warm_up()
+        for denoiser in self._batching.denoisers:
+            denoiser.warm_up()
 
     def submit(self, spec: GenerateSpec, sink: Sink) -> int:
         """Accepts a request and returns its id.
@@ -153,22 +183,59 @@ class Engine:
         self._batching.cancel(request_id, detail)
 
     def step(self) -> StepStats | None:
-        """One engine step: ends what is cancelled or expired, gives out lanes, advances all lanes.
+        """One engine step, from begin() to finish(), by whoever calls it.
+
+        Returns:
+            None if there was nothing to do.
+        """
+        step = self.begin()
+        if step is None:
+            return None
+        step.run()
+        return self.finish(step)
+
+    def begin(self) -> Step | None:
+        """Begins an engine step: ends what is cancelled or expired, gives a worker its lanes.
+
+        Returns:
+            the step, to be run, and then finished; None if there is nothing to do for any worker
+            that has no step under way.
+        """
+        running = [step for step in self._under_way.values() if step.compute is not None]
+        if any(step.alone for step in running):
+            return None
+        begun = self._clock()
+        denoisers = self._batching.denoisers
+        free = [worker for worker in range(self.workers) if worker not in self._under_way]
+        # Who has more than its share leaves some of it to those that come after.
+        for worker in sorted(free, key=lambda worker: -denoisers[worker].lanes.count):
+            step = self._batching.begin_step(
+                worker, begun, self._filling_up, may_be_alone=not running
+            )
+            if step is not None:
+                if step.stats.reviewed:
+                    self._publish()
+                step.begun_seconds = begun
+                self._under_way[worker] = step
+                return step
+        return None
+
+    def finish(self, step: Step) -> StepStats:
+        """Ends an engine step that was run: hands over what it has made.
 
         A network that fails ends the requests of its batch (raised) or of its bad lanes (NaN,
         Inf), never the engine.
 
         Returns:
-            None if there was nothing to do.
+            what it did; only rows where its requests were ended in the meantime, by end_all().
         """
-        begin = self._clock()
-        if self._batching.begin_step(begin, self._filling_up):
-            self._publish()
-        stats = self._batching.finish_step()
-        if stats is None:
-            return None
-        stats.total_seconds = self._clock() - begin
-        self._pace.observe(stats.rows_useful, stats.total_seconds)
+        del self._under_way[step.worker]
+        if step.batching is self._batching:
+            self._batching.finish_step(step)
+        stats = step.stats
+        stats.total_seconds = self._clock() - step.begun_seconds
+        side_by_side = 1 if step.alone else self.workers
+        self._pace.observe(side_by_side * stats.rows_useful, stats.total_seconds)
         self._filling_up.observe(stats.total_seconds, kept_short=stats.kept_short)
         self._totals.add(stats)
         if not self.has_work:
@@ -179,7 +246,8 @@ class Engine:
         """Ends every request that is enqueued, now, and makes everything else anew.
 
         For an engine that is being given up, or whose step has raised: whatever state it is in, it
-        is like a new one afterwards. Requests that were reserved only are kept.
+        is like a new one afterwards. Requests that were reserved only are kept. Steps that are
+        under way are still to be finished, and of no effect.
 
         Returns:
             what that did, like a step that only ends requests.
@@ -204,9 +272,9 @@ class Engine:
         """A snapshot. Safe from any thread."""
         batching = self._batching
         return EngineStatistics(
-            lanes_active=batching.lanes.count,
-            lanes_capacity=batching.lanes.capacity,
-            lanes_set_aside=batching.denoiser.aside.lanes.count,
+            lanes_active=batching.lanes_in_use,
+            lanes_capacity=self._max_lanes,
+            lanes_set_aside=batching.lanes_aside.count,
             images_waiting=self._admission.images_waiting,
             images_waiting_limit=self._admission.max_queued_images,
             requests_waiting=self._admission.requests_waiting,

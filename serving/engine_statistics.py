@@ -15,6 +15,7 @@ class StepStats:
         lanes: images in the batch.
         rows_useful: network rows in it.
         rows: network rows computed, padding included.
+        reviewed: whether lanes were given out anew.
         kept_short: whether lanes were left out for the sake of the smaller requests in it.
         rows_finished: that the images which are finished have taken, in all their steps.
         rows_given_up: that images have taken which were given up: cancelled, late or failed.
@@ -35,6 +36,7 @@ class StepStats:
     lanes: int = 0
     rows_useful: int = 0
     rows: int = 0
+    reviewed: bool = False
     kept_short: bool = False
     rows_finished: int = 0
     rows_given_up: int = 0

@@ -17,9 +17,10 @@ BoolArray = npt.NDArray[np.bool_]
 LEAST_STRETCH = 1.25
 STRETCH_PER_SHARE = 6.0
 """A step takes up to LEAST_STRETCH + this * s times as long with those that fill it up as without
-them, where s is the share of the engine's time that goes into steps which are kept short in this
+them, where s is the share of one worker's time that goes into steps which are kept short in this
 way. So small requests that are few hardly wait for large ones, and many of them leave these their
-pace; measured on two cores (docs/promises.md)."""
+pace; measured on two cores (docs/promises.md). Of several workers, all but one may keep all their
+steps short before that counts: the large requests have the rest."""
 
 MEMORY_SECONDS = 10.0
 """Of the engine's work, over which that share is a fading mean."""
@@ -31,19 +32,26 @@ EFFICIENCY = 0.95
 class FillingUp:
     """How far the steps of an engine are filled up. One thread writes, any may ask for rows()."""
 
-    def __init__(self, pace: Pace) -> None:
-        """For an engine that goes at this pace, and has kept no step short yet."""
+    def __init__(self, pace: Pace, workers: int = 1) -> None:
+        """For an engine that goes at this pace, and has kept no step short yet.
+
+        Args:
+            pace: of steps that all workers make side by side.
+            workers: who share the rows of such a step equally.
+        """
         self._pace = pace
+        self._workers = workers
         self._short_share = 0.0
 
     @property
     def stretch(self) -> float:
         """How many times as long a step may take with those that fill it up."""
-        return LEAST_STRETCH + STRETCH_PER_SHARE * self._short_share
+        short_workers = self._workers * self._short_share
+        return LEAST_STRETCH + STRETCH_PER_SHARE * max(0.0, short_workers - (self._workers - 1))
 
     def observe(self, seconds: float, *, kept_short: bool) -> None:
-        """Takes note of an engine step, and whether limit() took lanes away from it."""
-        new = 1.0 - math.exp(-seconds / MEMORY_SECONDS)
+        """Takes note of a worker's step, and whether limit() took lanes away from it."""
+        new = 1.0 - math.exp(-seconds / (self._workers * MEMORY_SECONDS))
         self._short_share += new * (kept_short - self._short_share)
 
     def rows(self, served_rows: float, most_rows: float) -> float:
@@ -68,10 +76,11 @@ class FillingUp:
         """Takes lanes from requests that only fill up, as far as they slow the others down.
 
         Args:
-            given: int64 [requests], lanes of each, the most urgent first; changed in place.
+            given: int64 [requests], lanes of each with a worker, the most urgent first; changed in
+                place.
             fills: bool [requests], which of them only fill up.
             rows_per_lane: float64 [requests], of a step.
-            lanes: that there are.
+            lanes: that the worker has.
 
         Returns:
             whether it took any.
@@ -80,7 +89,8 @@ class FillingUp:
             return False
         rows = given * rows_per_lane
         served_rows = float(rows[~fills].sum())
-        room = self.rows(served_rows, lanes) - served_rows
+        workers = self._workers
+        room = self.rows(workers * served_rows, workers * lanes) / workers - served_rows
         rows[~fills] = 0.0
         allowed = np.floor(np.maximum(room - (np.cumsum(rows) - rows), 0.0) / rows_per_lane)
         kept_short = bool((allowed < given)[fills].any())

@@ -5,9 +5,10 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from serving.denoiser import EngineModel, Network
+from serving.denoiser import EngineModel, Network, workers_of
 from serving.engine import Engine
 from serving.request import GenerateSpec, NullSink
+from serving.rounds import Rounds
 from serving.step_network import StepNetwork
 
 CANDIDATES = (1, 2, 4, 8, 12, 16, 24, 32, 48, 64, 96, 128, 192, 256)
@@ -35,7 +36,8 @@ class LaneCount:
 
     Attributes:
         max_lanes: that were chosen.
-        step_seconds: of an engine step by lanes, the median, for the sizes that were tried.
+        step_seconds: of an engine step of all workers side by side, by their lanes in all, the
+            median, for the sizes that were tried.
         seconds: that it took.
     """
 
@@ -86,11 +88,12 @@ def measure_lane_count(
     if not candidates:
         raise ValueError("candidates must not be empty")
     end = (begin := clock()) + budget_seconds
+    rounds = Rounds(len(workers_of(network)))
     fewest = min(FEWEST, candidates[-1])
     trials: list[_Trial] = []
     best, no_better = 0.0, 0
     for lanes in candidates:
-        trials.append(trial := _Trial(model, network, lanes, clock))
+        trials.append(trial := _Trial(model, network, lanes, rounds, clock))
         if not in_turns:
             for _ in range(_ROUNDS - 1):
                 trial.step()
@@ -108,6 +111,7 @@ def measure_lane_count(
     able = [trial for trial in able if trial.step_seconds <= longest_step_seconds] or able[:1]
     enough = GOOD_ENOUGH * max(trial.rate for trial in able)
     chosen = next(trial.lanes for trial in able if trial.rate >= enough)
+    rounds.close()
     step_seconds = {trial.lanes: trial.step_seconds for trial in trials}
     return LaneCount(chosen, step_seconds, clock() - begin)
 
@@ -120,12 +124,18 @@ class _Trial:
     """
 
     def __init__(
-        self, model: EngineModel, network: Network, lanes: int, clock: Callable[[], float]
+        self,
+        model: EngineModel,
+        network: Network,
+        lanes: int,
+        rounds: Rounds,
+        clock: Callable[[], float],
     ) -> None:
         self.lanes = lanes
         self._clock = clock
         self._seconds: list[float] = []
         self._engine = Engine(model, network, max_lanes=lanes, max_queued_images=lanes)
+        self._rounds = rounds
         self._spec = GenerateSpec(
             label=0, count=lanes, first_index=0, seed=0, sampler="ddpm",
             num_steps=min(_ROUNDS + 1, model.schedule.num_train_timesteps), guidance_scale=1.0,
@@ -145,12 +155,12 @@ class _Trial:
         return self.lanes / self.step_seconds
 
     def step(self) -> None:
-        """Makes and times a step."""
+        """Makes and times a step of every worker, side by side."""
         if not self._engine.has_work:
             self._engine.submit(self._spec, NullSink())
         begin = self._clock()
-        stats = self._engine.step()
+        done = self._rounds.step(self._engine)
         seconds = self._clock() - begin
-        if stats is None or stats.network_failures:
+        if not done or any(stats.network_failures for stats in done):
             raise RuntimeError(f"the network failed for a batch of {self.lanes} rows")
         self._seconds.append(max(seconds, 1e-9))

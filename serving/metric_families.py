@@ -167,10 +167,13 @@ LANE_PREEMPTIONS = _counter(
     "lane_preemptions", "Images half done that made room for more urgent ones.", model=()
 )
 ENGINE_STEP_SECONDS = _histogram(
-    "engine_step_seconds", "Seconds of one engine step.", _STEP_SECONDS, model=()
+    "engine_step_seconds", "Seconds of one engine step, of one worker.", _STEP_SECONDS, model=()
 )
 ENGINE_STEP_ROWS = _histogram(
-    "engine_step_rows", "Network rows in one engine step, padding included.", _ROWS, model=()
+    "engine_step_rows",
+    "Network rows in one engine step of one worker, padding included.",
+    _ROWS,
+    model=(),
 )
 ROWS = _counter(
     "rows",
@@ -180,7 +183,7 @@ ROWS = _counter(
 )
 LAST_ENGINE_STEP_AGE_SECONDS = _gauge(
     "last_engine_step_age_seconds",
-    "Seconds since the engine's thread last gave a sign of life, while there is work.",
+    "Age of the oldest engine step that is under way; 0 while there is no work.",
 )
 NETWORK_FAILURES = _counter("network_failures", "Network calls that raised.", model=())
 NONFINITE_LANES = _counter(

@@ -131,8 +131,8 @@ class Metrics:
         for family, read in _LOAD:
             self._series.gauge(family, model).set_function(reader(read))
 
-    def watch_engine_thread(self, age_seconds: Callable[[], float]) -> None:
-        """Reads the age of the engine thread's last sign of life at every scrape."""
+    def watch_engine_threads(self, age_seconds: Callable[[], float]) -> None:
+        """Reads the age of the oldest step that is under way at every scrape."""
         self._series.gauge(families.LAST_ENGINE_STEP_AGE_SECONDS).set_function(age_seconds)
 
     # The server

@@ -6,7 +6,7 @@ from typing import cast
 import numpy as np
 
 from serving.bundle import EMBEDDING_NAME, UNET_NAME, Bundle, BundleError
-from serving.cpu_count import usable_cpus
+from serving.cpu_count import shares_of_threads, usable_cpus
 from serving.cuda_device import CudaDevice, DeviceError
 from serving.device import Provider
 from serving.lanes import Float32Array
@@ -27,10 +27,17 @@ __all__ = [
 
 _MAX_LANES = 512  # on CUDA, if it is not said how many; two rows each
 
-_MOST_PARTS = 8
-"""Of a batch on the CPU: each costs memory for the weights, and threads beyond share parts."""
-
 _EMBEDDING_CHUNK = 1024  # rows; bounds the memory of embedding_table
+
+
+class UNet:
+    """unet.onnx on the threads of one session, as a Network. From one thread at a time."""
+
+    def __init__(self, session: Session) -> None:
+        self._session = session
+
+    def __call__(self, x_t: Float32Array, emb: Float32Array, /) -> Float32Array:
+        return cast("Float32Array", self._session.run("eps", {"x_t": x_t, "emb": emb}))
 
 
 class OnnxNetwork:
@@ -45,6 +52,7 @@ class OnnxNetwork:
         provider: "cpu".
         num_threads: threads of one call.
         buckets: empty: any batch size is run as it is.
+        workers: the parts, for who has batches for each of them: see serving.denoiser.workers_of.
     """
 
     provider: Provider = "cpu"
@@ -66,17 +74,20 @@ class OnnxNetwork:
         self.num_threads = num_threads or usable_cpus()
         inputs, outputs = unet_signature(bundle)
 
-        def session(threads: int) -> Session:
-            return Session(
-                bundle, UNET_NAME, bundle.unet_onnx, inputs, outputs, num_threads=threads, spin=spin
-            )
+        def unet(threads: int) -> UNet:
+            return UNet(
+                Session(
+                    bundle, UNET_NAME, bundle.unet_onnx, inputs, outputs, num_threads=threads,
+                    spin=spin,
+                )
+            )  # fmt: skip
 
-        parts = min(self.num_threads, _MOST_PARTS)
-        self._whole = session(self.num_threads)
+        self._whole = unet(self.num_threads)
         # One session for all would let them wait for each other's memory.
-        shares = np.array_split(np.arange(self.num_threads), parts)
-        self._parts = [session(len(share)) for share in shares] if parts > 1 else [self._whole]
-        self._pool = ThreadPoolExecutor(parts, thread_name_prefix="network")
+        shares = shares_of_threads(self.num_threads)
+        alone = len(shares) == 1
+        self.workers = (self._whole,) if alone else tuple(unet(len(share)) for share in shares)
+        self._pool = ThreadPoolExecutor(len(shares), thread_name_prefix="network")
 
     def __call__(self, x_t: Float32Array, emb: Float32Array, /) -> Float32Array:
         """x_t float32 [B, C, H, W], emb float32 [B, E] -> eps float32 [B, C, H, W], a new array.
@@ -84,23 +95,19 @@ class OnnxNetwork:
         Raises:
             Exception: whatever ONNX Runtime raises.
         """
-        parts = len(self._parts)
+        parts = len(self.workers)
         if parts == 1 or len(x_t) < parts:
-            return _eps(self._whole, x_t, emb)
+            return self._whole(x_t, emb)
         shares = zip(
-            self._parts, np.array_split(x_t, parts), np.array_split(emb, parts), strict=True
+            self.workers, np.array_split(x_t, parts), np.array_split(emb, parts), strict=True
         )
-        running = [self._pool.submit(_eps, *share) for share in shares]
+        running = [self._pool.submit(worker, *share) for worker, *share in shares]
         wait(running)  # also where one has raised: they read what the caller will overwrite
         return np.concatenate([part.result() for part in running])
 
     def padded_rows(self, rows: int) -> int:
         """Rows that are computed for a batch of `rows`."""
         return rows
-
-
-def _eps(session: Session, x_t: Float32Array, emb: Float32Array) -> Float32Array:
-    return cast("Float32Array", session.run("eps", {"x_t": x_t, "emb": emb}))
 
 
 AnyNetwork = OnnxNetwork | OpenVinoNetwork | StepNetwork

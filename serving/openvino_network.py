@@ -9,13 +9,14 @@ import contextlib
 import functools
 import logging
 import sys
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
 
 from serving.bundle import UNET_NAME, Bundle, BundleError
-from serving.cpu_count import usable_cpus
+from serving.cpu_count import shares_of_threads, usable_cpus
 from serving.device import Provider
 from serving.lanes import Float32Array
 from serving.onnx_session import ProviderError, Session, one_line, unet_signature
@@ -37,6 +38,8 @@ class OpenVinoNetwork:
         provider: "openvino".
         num_threads: threads of one call.
         buckets: rows of the calls that are compiled.
+        workers: who compute at once, for who has batches for each of them: see
+            serving.denoiser.workers_of.
     """
 
     provider: Provider = "openvino"
@@ -81,6 +84,11 @@ class OpenVinoNetwork:
                 f"bundle {bundle.manifest.name}: {UNET_NAME} does not compile ({one_line(error)})"
             ) from error
         self.buckets = tuple(self._calls)
+        in_parts = [self._calls[rows * self.num_threads] for rows in ROWS_OF_A_THREAD]
+        self.workers = tuple(
+            _Worker([_Call(call.rows, [call.parts[part] for part in share]) for call in in_parts])
+            for share in shares_of_threads(self.num_threads)
+        )
         _log.info("%s on OpenVINO %s", bundle.manifest.name, openvino.__version__)
 
     def __call__(self, x_t: Float32Array, emb: Float32Array, /) -> Float32Array:
@@ -89,23 +97,29 @@ class OpenVinoNetwork:
         Raises:
             RuntimeError: whatever OpenVINO raises.
         """
-        eps = np.empty_like(x_t)
-        for first, rows in self._batches(len(x_t)):
-            batch = slice(first, first + rows)
-            self._calls[self._bucket(rows)](x_t[batch], emb[batch], eps[batch])
-        return eps
+        return _in_calls(self._calls, x_t, emb)
 
     def padded_rows(self, rows: int) -> int:
         """Rows that are computed for a batch of `rows`."""
-        return sum(self._bucket(batch) for _, batch in self._batches(rows))
+        return sum(bucket for _, bucket in _batches(self.buckets, rows))
 
-    def _batches(self, rows: int) -> list[tuple[int, int]]:
-        """(first row, rows) of each call for a batch: full ones, then what is left."""
-        most = self.buckets[-1]
-        return [(first, min(most, rows - first)) for first in range(0, rows, most)]
 
-    def _bucket(self, rows: int) -> int:
-        return next(bucket for bucket in self.buckets if bucket >= rows)
+def _batches(buckets: Collection[int], rows: int) -> list[tuple[int, int]]:
+    """(first row, bucket) of each call for a batch: full ones, then what is left."""
+    most = max(buckets)
+    return [
+        (first, next(bucket for bucket in buckets if bucket >= min(most, rows - first)))
+        for first in range(0, rows, most)
+    ]
+
+
+def _in_calls(calls: "Mapping[int, _Call]", x_t: Float32Array, emb: Float32Array) -> Float32Array:
+    """eps of all rows, by calls for so many rows at most, ascending."""
+    eps = np.empty_like(x_t)
+    for first, bucket in _batches(calls, len(x_t)):
+        batch = slice(first, first + bucket)
+        calls[bucket](x_t[batch], emb[batch], eps[batch])
+    return eps
 
 
 @dataclass(frozen=True, slots=True)
@@ -153,6 +167,17 @@ class _Call:
                 running.append((part, into))
         for part, into in running:
             into[:] = part.eps[: len(into)]
+
+
+class _Worker:
+    """Parts of calls that run beside those of other workers, as a Network."""
+
+    def __init__(self, calls: list[_Call]) -> None:
+        """`calls` by their rows, ascending."""
+        self._calls = {call.rows * len(call.parts): call for call in calls}
+
+    def __call__(self, x_t: Float32Array, emb: Float32Array, /) -> Float32Array:
+        return _in_calls(self._calls, x_t, emb)
 
 
 @functools.cache

@@ -63,10 +63,12 @@ class Outcome(enum.Enum):
 
 
 class Sink(Protocol):
-    """Where the engine puts results. Called on the engine's thread; must not block or raise.
+    """Where the engine puts results. Must not block or raise.
+
+    Called on a thread of the engine's, by one at a time.
 
     A sink that raises loses its request (CANCELLED) and harms no other. From within a sink the
-    engine may be asked to cancel, nothing else; an EngineThread may be asked for anything.
+    engine may be asked to cancel, nothing else; EngineThreads may be asked for anything.
     """
 
     def started(self) -> None:

@@ -89,9 +89,15 @@ class RequestBook:
         self._ended_slots.append(request.slot)
         return True
 
-    def free_ended(self) -> list[int]:
-        """Forgets the closed requests, whose lanes are free now; returns their slots."""
-        slots, self._ended_slots = self._ended_slots, []
+    def free_ended(self, in_use: Int64Array) -> list[int]:
+        """Forgets the closed requests; returns their slots.
+
+        Args:
+            in_use: int64 [N], slots that still have lanes: these are kept.
+        """
+        kept = set(self._ended_slots) & set(in_use.tolist()) if in_use.size else set()
+        slots = [slot for slot in self._ended_slots if slot not in kept]
+        self._ended_slots = list(kept)
         for slot in slots:
             self.ended[slot] = False
             self._by_slot[slot] = None

@@ -79,13 +79,26 @@ class WorkQueue:
         unfinished: int64 [slots], images that are not finished: waiting, running or set aside.
         work_left: int64 [slots], rows that these still need.
         deadline_seconds: float64 [slots], infinity for none.
-        keeps_short: whether the last allotment left out lanes so that steps are short.
+        keeps_short: of each worker, whether its last allotment left out lanes so that its steps are
+            short.
     """
 
     def __init__(
-        self, slots: int, *, policy: SchedulingPolicy = "srpt", ageing: float = AGEING
+        self,
+        slots: int,
+        *,
+        policy: SchedulingPolicy = "srpt",
+        ageing: float = AGEING,
+        workers: int = 1,
     ) -> None:
-        """`ageing` in 0..1; with 0 a large request can starve."""
+        """Makes an empty queue.
+
+        Args:
+            slots: requests that there is room for.
+            policy: see SchedulingPolicy.
+            ageing: in 0..1; with 0 a large request can starve.
+            workers: who make steps, each with lanes of its own.
+        """
         if policy not in get_args(SchedulingPolicy):
             raise ValueError(f"policy must be srpt or fifo, got {policy!r}")
         if not 0.0 <= ageing <= 1.0:
@@ -95,8 +108,8 @@ class WorkQueue:
         self._elder: int | None = None
         self._owed = 0.0
         self._full_step = 1
-        self._steps_until_review = 0
-        self.keeps_short = False
+        self._steps_until_review = [0] * workers
+        self.keeps_short = [False] * workers
         self._free_slots = list(range(slots - 1, -1, -1))
         self._order: Int64Array = np.zeros(slots, dtype=np.int64)
         self._passed_by: Int64Array = np.zeros(slots, dtype=np.int64)
@@ -113,6 +126,11 @@ class WorkQueue:
         """Requests that there is room for."""
         return len(self.waiting)
 
+    @property
+    def images(self) -> int:
+        """That are not finished, of all requests."""
+        return int(self.unfinished.sum())
+
     def add(
         self, order: int, images: int, image_work: int, num_steps: int, deadline_seconds: float
     ) -> int:
@@ -126,7 +144,7 @@ class WorkQueue:
             deadline_seconds: infinity for none.
         """
         slot = self._free_slots.pop()
-        self._steps_until_review = 0
+        self.review()
         self._order[slot] = order
         self._passed_by[slot] = 0
         self._work[slot] = self.work_left[slot] = images * image_work
@@ -137,7 +155,7 @@ class WorkQueue:
 
     def withdraw(self, slot: int) -> None:
         """Nothing of this request is to be served or timed any more."""
-        self._steps_until_review = 0
+        self.review()
         self.waiting[slot] = self.unfinished[slot] = self.work_left[slot] = 0
         self.deadline_seconds[slot] = np.inf
 
@@ -149,9 +167,9 @@ class WorkQueue:
         """Slots whose deadline has come, int64."""
         return (self.deadline_seconds <= now_seconds).nonzero()[0]
 
-    def served(self, slots: Int64Array, rows: Int64Array) -> None:
-        """A step has been made: `rows` of the network for a lane of each of `slots` (repeated)."""
-        self._steps_until_review -= 1
+    def served(self, slots: Int64Array, rows: Int64Array, worker: int = 0) -> None:
+        """A step is made: `rows` of the network for a lane of each of `slots` (repeated)."""
+        self._steps_until_review[worker] -= 1
         np.subtract.at(self.work_left, slots, rows)
         if self._fifo or not self._ageing:
             return
@@ -168,61 +186,78 @@ class WorkQueue:
 
     def finished(self, slots: Int64Array) -> None:
         """An image of each of `slots` (repeated) is finished."""
-        self._steps_until_review = 0
+        self.review()
         np.subtract.at(self.unfinished, slots, 1)
 
-    @property
-    def due(self) -> bool:
+    def review(self) -> None:
+        """It is time to allot, for every worker."""
+        self._steps_until_review = [0] * len(self._steps_until_review)
+
+    def due(self, worker: int = 0) -> bool:
         """Whether it is time to allot: a request came or ended, a lane is free, or time went by."""
-        return self._steps_until_review <= 0
+        return self._steps_until_review[worker] <= 0
 
     def forgo(self, slot: int, rows: int) -> None:
         """An image of a request needs no lane of its own, nor the `rows` that it still needed."""
-        self._steps_until_review = 0
+        self.review()
         self.unfinished[slot] -= 1
         self.work_left[slot] -= rows
 
     def take_up(self, slot: int, rows: int) -> None:
         """The contrary: a request has a lane more, which still needs `rows`."""
-        self._steps_until_review = 0
+        self.review()
         self.unfinished[slot] += 1
         self.work_left[slot] += rows
 
     def allot(
-        self, held: Int64Array, lanes: int, filling_up: FillingUp
+        self,
+        held: Int64Array,
+        lanes: int,
+        filling_up: FillingUp,
+        *,
+        elsewhere: Int64Array | None = None,
+        worker: int = 0,
     ) -> tuple[Int64Array, Int64Array]:
-        """How many lanes each request has in the next step.
+        """How many lanes of a worker each request has in its next step.
 
         Args:
-            held: int64 [slots], lanes that each request has had in the last.
-            lanes: that there are.
+            held: int64 [slots], lanes of the worker that each request has had in the last.
+            lanes: that the worker has; where it holds more, the least urgent lose some.
             filling_up: how far a step is.
+            elsewhere: int64 [slots], lanes of other workers that each request has; None for none.
+            worker: whose lanes.
 
         Returns:
             (slots, lanes), int64 [N] each; a request that is not named has none.
         """
-        self._steps_until_review = REVIEW_STEPS
-        self.keeps_short = False
-        slots = self.unfinished.nonzero()[0]
+        self._steps_until_review[worker] = REVIEW_STEPS
+        self.keeps_short[worker] = False
+        wanted = self.unfinished
+        if elsewhere is not None:  # lanes of a request that has ended may be under way there
+            wanted = np.maximum(wanted - elsewhere, 0)
+        slots = wanted.nonzero()[0]
         self._full_step = lanes
-        self._choose_elder(slots, held)
+        self._choose_elder(slots, wanted, held)
         if slots.size <= 1:
-            return slots, np.minimum(self.unfinished[slots], lanes)
+            return slots, np.minimum(wanted[slots], lanes)
         elder_first = self._elder is not None and self._owed >= self._ageing * lanes
         ranked = self._ranked(slots, held, lanes, elder_first=elder_first)
-        wanted, kept = self.unfinished[ranked], self._kept(ranked, held)
+        kept = self._kept(ranked, wanted, held)
         if elder_first:  # a step at once, not the lanes that others leave one by one
             kept[self._order[ranked] > self._order[self._elder]] = 0
-        more = wanted - kept
+        kept = _within(kept, lanes)
+        more = wanted[ranked] - kept
         given = kept + _within(more, lanes - int(kept.sum()))
         if not self._fifo:
             others = slice(int(elder_first), None)  # the elder is to have its lanes
             sizes = self._work[ranked][others]
             fills = np.zeros(ranked.size, dtype=np.bool_)
             fills[others] = sizes > LIKE_SIZE * sizes[:1]
-            self.keeps_short = filling_up.limit(given, fills, self._rows_per_lane[ranked], lanes)
+            self.keeps_short[worker] = filling_up.limit(
+                given, fills, self._rows_per_lane[ranked], lanes
+            )
         if not given.all():
-            self._steps_until_review = 1
+            self._steps_until_review[worker] = 1
         return ranked, given
 
     def backlog(self, images_running: int, images_shared: int = 0) -> Backlog:
@@ -244,11 +279,11 @@ class WorkQueue:
     def _urgency(self, slots: Int64Array) -> Int64Array:
         return (self._order if self._fifo else self.work_left)[slots]
 
-    def _choose_elder(self, slots: Int64Array, held: Int64Array) -> None:
+    def _choose_elder(self, slots: Int64Array, wanted: Int64Array, held: Int64Array) -> None:
         """The first to come of those that were passed over for too long and still want lanes."""
         if self._fifo or not self._ageing:
             return
-        wants = self.unfinished[slots] > held[slots]
+        wants = wanted[slots] > held[slots]
         too_long = self._ageing * self._passed_by[slots] >= self.work_left[slots]
         eligible = slots[wants & too_long]
         elder = int(eligible[self._order[eligible].argmin()]) if eligible.size else None
@@ -269,10 +304,10 @@ class WorkQueue:
         ranked: Int64Array = slots[np.lexsort((self._order[slots], urgency))]
         return ranked
 
-    def _kept(self, ranked: Int64Array, held: Int64Array) -> Int64Array:
+    def _kept(self, ranked: Int64Array, wanted: Int64Array, held: Int64Array) -> Int64Array:
         """Lanes that are not set aside, whoever is more urgent: no much smaller request waits."""
         has = held[ranked]
-        waits = self.unfinished[ranked] > has
+        waits = wanted[ranked] > has
         if not waits.any():
             return has
         size = self._work[ranked]

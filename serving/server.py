@@ -12,7 +12,7 @@ from pathlib import Path
 from serving import listening, tracing
 from serving.background import first, on_daemon_thread, unless
 from serving.configuration import ServerConfig
-from serving.engine_thread import EngineThread
+from serving.engine_threads import EngineThreads
 from serving.grpc_methods import SERVICE_NAME
 from serving.health import Phase, Readiness
 from serving.loading import EngineSettings, LoadedModel, load_model, load_models
@@ -81,17 +81,17 @@ class Server:
                 if loaded is None:
                     _log.info("stopped while loading")
                     return 0
-                engine_thread = self._start_engines(loaded)
-                watcher = asyncio.create_task(self._watch(engine_thread))
-                reloading = self._start_reloading(loaded, engine_thread)
+                engine_threads = self._start_engines(loaded)
+                watcher = asyncio.create_task(self._watch(engine_threads))
+                reloading = self._start_reloading(loaded, engine_threads)
                 try:
                     await self._serve()
-                    if not engine_thread.alive:  # it may have died while draining
+                    if not engine_threads.alive:  # it may have died while draining
                         self._failed.set()
                 finally:
                     watcher.cancel()
                     reloading.cancel()
-                    await asyncio.to_thread(engine_thread.stop, _ENGINE_STOP_SECONDS)
+                    await asyncio.to_thread(engine_threads.stop, _ENGINE_STOP_SECONDS)
         return 1 if self._failed.is_set() or self._unfinished else 0
 
     def _on_signal(self, received: signal.Signals) -> None:
@@ -127,18 +127,18 @@ class Server:
             settings=_engine_settings(config),
         )
 
-    def _start_engines(self, loaded: list[LoadedModel]) -> EngineThread:
+    def _start_engines(self, loaded: list[LoadedModel]) -> EngineThreads:
         for model in loaded:
             self._publish(model)
-        engine_thread = EngineThread(
+        engine_threads = EngineThreads(
             {model.served.name: model.engine for model in loaded},
             on_step=self._metrics.engine_stepped,
             on_restart=self._metrics.engine_restarted,
         )
-        self._metrics.watch_engine_thread(engine_thread.last_step_age_seconds)
-        engine_thread.start()
-        self._service.attach([model.served for model in loaded], engine_thread)
-        return engine_thread
+        self._metrics.watch_engine_threads(engine_threads.last_step_age_seconds)
+        engine_threads.start()
+        self._service.attach([model.served for model in loaded], engine_threads)
+        return engine_threads
 
     def _publish(self, model: LoadedModel) -> None:
         served = model.served
@@ -153,7 +153,7 @@ class Server:
         self._metrics.watch_engine(served.name, model.engine.statistics)
 
     def _start_reloading(
-        self, loaded: list[LoadedModel], engine_thread: EngineThread
+        self, loaded: list[LoadedModel], engine_threads: EngineThreads
     ) -> "asyncio.Task[None]":
         config = self._config
 
@@ -169,7 +169,7 @@ class Server:
 
         def install(model: LoadedModel) -> None:
             # In one go on the event loop: no request sees the one without the other.
-            engine_thread.replace(model.served.name, model.engine)
+            engine_threads.replace(model.served.name, model.engine)
             self._service.replace(model.served)
             self._publish(model)
 
@@ -179,10 +179,10 @@ class Server:
             self._reloader.reload_all()
         return asyncio.create_task(self._reloader.run(watch=config.watch_models))
 
-    async def _watch(self, engine_thread: EngineThread) -> None:
-        reason = await Watchdog(engine_thread, self._readiness).watch()
+    async def _watch(self, engine_threads: EngineThreads) -> None:
+        reason = await Watchdog(engine_threads, self._readiness).watch()
         _log.critical("%s; this process exits", reason)
-        if engine_thread.alive:  # it hangs: nobody else will end its requests
+        if engine_threads.alive:  # it hangs: nobody else will end its requests
             self._service.exchanges.abandon()
         self._failed.set()
 

@@ -9,7 +9,7 @@ from typing import TypeVar
 from serving import answers, refusal
 from serving.answers import Accepted
 from serving.delivery import Delivery, Ending, Parcel
-from serving.engine_thread import EngineThread, EngineUnavailable
+from serving.engine_threads import EngineThreads, EngineUnavailable
 from serving.exchange import Exchange, Exchanges, Finished
 from serving.health import Phase, Readiness
 from serving.metrics import Metrics
@@ -60,16 +60,16 @@ class DiffusionService:
         self._max_images_per_request = max_images_per_request
         self._request_timeout_seconds = request_timeout_seconds
         self._models: Mapping[str, ServedModel] = {}
-        self._engine_thread: EngineThread | None = None
+        self._engine_threads: EngineThreads | None = None
         self.needs_token = tokens is not None
         self.exchanges = Exchanges(metrics, tokens, on_finished)
         # PNG encoding and protobuf assembly of many images would hold up the event loop.
         self._encoders = ThreadPoolExecutor(_ENCODER_THREADS, thread_name_prefix="encoder")
 
-    def attach(self, models: list[ServedModel], engine_thread: EngineThread) -> None:
+    def attach(self, models: list[ServedModel], engine_threads: EngineThreads) -> None:
         """Gives the service its models, the default first, and the engines that run them."""
         self._models = {model.name: model for model in models}
-        self._engine_thread = engine_thread
+        self._engine_threads = engine_threads
 
     def replace(self, model: ServedModel) -> None:
         """Serves new requests with another version of a model, in its place."""
@@ -168,10 +168,10 @@ class DiffusionService:
         on_parcel: Callable[[Parcel], Awaitable[None]] | None = None,
     ) -> Parcel:
         """Has the engine draw; returns the last parcel. However this ends, the lanes are freed."""
-        assert self._engine_thread is not None
+        assert self._engine_threads is not None
         delivery = Delivery(asyncio.get_running_loop(), streaming=on_parcel is not None)
         try:
-            handle = self._engine_thread.submit(accepted.model.name, accepted.spec, delivery)
+            handle = self._engine_threads.submit(accepted.model.name, accepted.spec, delivery)
         except QueueFull as full:
             raise refusal.queue_full(
                 full.waiting, full.limit, full.retry_after_seconds, full.what
@@ -197,7 +197,7 @@ class DiffusionService:
                     return parcel
         finally:
             if ending is None:
-                self._engine_thread.cancel(handle)
+                self._engine_threads.cancel(handle)
 
     def _accept(self, exchange: Exchange, read: Read, *, streaming: bool) -> Accepted:
         arrival_seconds, left_seconds = time.monotonic(), exchange.call.seconds_left
@@ -224,7 +224,7 @@ class DiffusionService:
         return accepted
 
     def _require_accepting(self) -> None:
-        if not self._readiness.accepting or self._engine_thread is None:
+        if not self._readiness.accepting or self._engine_threads is None:
             raise refusal.unavailable(self._readiness.phase.value)
 
     def _find_model(self, name: str) -> ServedModel:

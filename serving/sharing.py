@@ -34,9 +34,12 @@ class Sharing:
     The queue counts an image for the owner of its lane alone.
     """
 
-    def __init__(self, cache: ImageCache, denoiser: Denoiser, queue: WorkQueue) -> None:
+    def __init__(
+        self, cache: ImageCache, denoisers: tuple[Denoiser, ...], queue: WorkQueue
+    ) -> None:
+        """`denoisers` of one engine: all that have lanes."""
         self._cache = cache
-        self._denoiser = denoiser
+        self._denoisers = denoisers
         self._queue = queue
         self._in_flight: dict[Key, _InFlight] = {}
         self._shared: dict[int, set[Key]] = {}  # by the request id of a sharer
@@ -54,8 +57,12 @@ class Sharing:
         """Images that are awaited from lanes of others, all requests together."""
         return sum(map(len, self._shared.values()))
 
-    def start(self, request: ActiveRequest, lanes: int, stats: StepStats) -> list[Hit]:
+    def start(
+        self, denoiser: Denoiser, request: ActiveRequest, lanes: int, stats: StepStats
+    ) -> list[Hit]:
         """Starts waiting images of a request until it has so many lanes more, or none waits.
+
+        The lanes are those of `denoiser`.
 
         Returns:
             images that are here already, to be handed over.
@@ -67,7 +74,7 @@ class Sharing:
             key = key_of(request.spec, index)
             pixels, entry = self._cache.get(key), self._in_flight.get(key)
             if pixels is not None or entry is not None:
-                self._join(request, fresh)
+                self._join(denoiser, request, fresh)
                 fresh = 0
             request.next_index += 1
             self._queue.waiting[slot] -= 1
@@ -77,12 +84,12 @@ class Sharing:
                 stats.cache_hits += 1
             elif entry is not None:
                 stats.images_shared += 1
-                lanes -= self._share(entry, request, key)
+                lanes -= self._share(denoiser, entry, request, key)
             else:
                 self._in_flight[key] = _InFlight(request)
                 stats.images_started += 1
                 fresh, lanes = fresh + 1, lanes - 1
-        self._join(request, fresh)
+        self._join(denoiser, request, fresh)
         return hits
 
     def finished(self, request: ActiveRequest, index: int, pixels: Pixels) -> list[ActiveRequest]:
@@ -113,7 +120,7 @@ class Sharing:
             self._in_flight[key].sharers.remove(request)
         if not self.takes_part(request):
             return
-        for lanes in (self._denoiser.lanes, self._denoiser.aside.lanes):
+        for lanes in self._all_lanes():
             for lane in _lanes_of(lanes, request.slot):
                 key = key_of(request.spec, int(lanes.index[lane]))
                 entry = self._in_flight.get(key)
@@ -124,10 +131,14 @@ class Sharing:
                 else:
                     del self._in_flight[key]
 
-    def _join(self, request: ActiveRequest, images: int) -> None:
+    def _all_lanes(self) -> list[LaneTable]:
+        """Running and set aside."""
+        return [*(denoiser.lanes for denoiser in self._denoisers), self._denoisers[0].aside.lanes]
+
+    def _join(self, denoiser: Denoiser, request: ActiveRequest, images: int) -> None:
         """Gives lanes to the last `images` images before the next one."""
         assert request.plan is not None
-        self._denoiser.join(
+        denoiser.join(
             request.spec,
             request=request.slot,
             plan=request.plan,
@@ -135,7 +146,7 @@ class Sharing:
             images=images,
         )
 
-    def _share(self, entry: _InFlight, request: ActiveRequest, key: Key) -> int:
+    def _share(self, denoiser: Denoiser, entry: _InFlight, request: ActiveRequest, key: Key) -> int:
         """Has a request wait for another's lane; returns how many lanes that takes (0 or 1).
 
         If it has less to do than the owner, the lane becomes its own, and runs: an urgent request
@@ -147,17 +158,17 @@ class Sharing:
         self._shared.setdefault(request.ticket.request_id, set()).add(key)
         if self._queue.work_left[request.slot] + work >= self._queue.work_left[owner.slot]:
             return 0
-        running, aside = self._denoiser.lanes, self._denoiser.aside
-        for lanes in (running, aside.lanes):
+        aside = denoiser.aside
+        for lanes in self._all_lanes():
             for lane in _lanes_of(lanes, owner.slot):
                 if lanes.index[lane] == key[-1]:
                     rows = self._give(entry, request, key, lanes, lane)
                     self._queue.forgo(owner.slot, rows)
                     entry.sharers.append(owner)
                     self._shared.setdefault(owner.ticket.request_id, set()).add(key)
-                    if lanes is running:
+                    if lanes is not aside.lanes:
                         return 0
-                    return self._denoiser.resume(request.slot, 1)
+                    return denoiser.resume(request.slot, 1)
         return 0
 
     def _give(
@@ -167,7 +178,7 @@ class Sharing:
         entry.owner = sharer
         entry.sharers.remove(sharer)
         self._shared[sharer.ticket.request_id].discard(key)
-        rows = self._denoiser.plans.rows_left(
+        rows = self._denoisers[0].plans.rows_left(
             int(lanes.plan[lane]), int(lanes.position[lane]), bool(lanes.guided[lane])
         )
         lanes.request[lane] = sharer.slot  # the plan's handle is that of the sharer too

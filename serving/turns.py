@@ -1,6 +1,6 @@
-"""Whose turn it is: engines share the time of one thread equally, whatever their steps cost."""
+"""Whose turn it is: engines share the time of their threads equally, whatever their steps cost."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 
 from serving.engine import Engine
@@ -8,7 +8,7 @@ from serving.engine import Engine
 
 @dataclass(slots=True, eq=False)
 class Seat:
-    """An engine at the table, and what it has had of the thread.
+    """An engine at the table, and what it has had of the threads.
 
     Attributes:
         spent_seconds: of its steps; more where it was without work, so that it cannot save up.
@@ -22,9 +22,10 @@ class Seat:
 
 
 class Turns:
-    """The engines that one thread steps (start-time fair queueing).
+    """The engines that have threads in common (start-time fair queueing).
 
-    That thread alone takes turns; whoever lets engines join or leave holds a lock of the caller's.
+    Whoever owns the engines takes turns; whoever lets engines join or leave holds a lock of the
+    caller's.
 
     Attributes:
         seats: of all engines that may still have something to do.
@@ -50,14 +51,16 @@ class Turns:
             seat for seat in self.seats if seat.engine.has_work or id(seat.engine) in kept
         )
 
-    def next(self) -> Seat | None:
-        """The one with the least time of those with work."""
+    def next(self, passed: Collection[Seat] = ()) -> Seat | None:
+        """The one with the least time of those with work, except who has `passed`."""
         chosen: Seat | None = None
         for seat in self.seats:
             has_work = seat.engine.has_work
             if has_work and not seat.had_work:
                 seat.spent_seconds = max(seat.spent_seconds, self._now_served_seconds)
             seat.had_work = has_work
+            if seat in passed:
+                continue
             if has_work and (chosen is None or seat.spent_seconds < chosen.spent_seconds):
                 chosen = seat
         if chosen is not None:

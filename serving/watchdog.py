@@ -1,11 +1,11 @@
-"""Keeps readiness true to the engine's thread: not ready while it hangs, failed once it is over."""
+"""Keeps readiness true to the engine's threads: not ready while one hangs, failed once all end."""
 
 import asyncio
 import logging
 import time
 from collections.abc import Callable
 
-from serving.engine_thread import EngineThread
+from serving.engine_threads import EngineThreads
 from serving.health import Phase, Readiness
 
 _LOOK_SECONDS = 0.1
@@ -16,7 +16,7 @@ _log = logging.getLogger(__name__)
 
 
 class Watchdog:
-    """Looks at the engine's thread ten times a second. Belongs to the event loop.
+    """Looks at the engine's threads ten times a second. Belongs to the event loop.
 
     A thread that hangs is inside the network, which nothing can interrupt: it may come back, and
     then the server is ready again; after a while only a new process can help.
@@ -27,14 +27,14 @@ class Watchdog:
 
     def __init__(
         self,
-        engine_thread: EngineThread,
+        engine_threads: EngineThreads,
         readiness: Readiness,
         *,
         hang_exit_seconds: float | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         """`hang_exit_seconds`: how long a hang may last; None for half a minute."""
-        self._engine_thread = engine_thread
+        self._engine_threads = engine_threads
         self._readiness = readiness
         self._hang_exit_seconds = (
             _HANG_EXIT_SECONDS if hang_exit_seconds is None else hang_exit_seconds
@@ -53,10 +53,10 @@ class Watchdog:
 
     def look(self) -> str | None:
         """Looks once; returns why this process cannot go on, if it cannot."""
-        if not self._engine_thread.alive:
+        if not self._engine_threads.alive:
             return "the engine's thread has died"
         silent_seconds = self._listen()
-        if silent_seconds <= self._engine_thread.hang_seconds:
+        if silent_seconds <= self._engine_threads.hang_seconds:
             if self._readiness.phase is Phase.STALLED:
                 _log.warning("the engine goes on after %.1f s", self._hung_seconds())
                 self._readiness.set(Phase.SERVING)
@@ -73,7 +73,7 @@ class Watchdog:
 
     def _listen(self) -> float:
         """Returns for how long the engine has been silent, as far as this has listened."""
-        now_seconds, age_seconds = self._clock(), self._engine_thread.last_step_age_seconds()
+        now_seconds, age_seconds = self._clock(), self._engine_threads.last_step_age_seconds()
         since_seconds = now_seconds - self._looked_seconds
         if age_seconds < since_seconds:  # a sign of life since the last look
             self._silent_seconds, since_seconds = 0.0, age_seconds

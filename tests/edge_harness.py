@@ -15,7 +15,7 @@ from google.rpc import error_details_pb2, status_pb2
 from serving import health, listening, reflection
 from serving.call_metrics import counted
 from serving.engine import Engine
-from serving.engine_thread import EngineThread
+from serving.engine_threads import EngineThreads
 from serving.exchange import Finished
 from serving.grpc_methods import SERVICE_NAME, GrpcMethods
 from serving.health import Health, Phase, Readiness
@@ -51,7 +51,7 @@ class Edge:
     metrics: Metrics
     network: FakeNetwork
     engine: Engine
-    engine_thread: EngineThread
+    engine_threads: EngineThreads
     port: int
     channel: grpc.aio.Channel
 
@@ -111,9 +111,9 @@ async def running_edge(
         tokens=tokens,
         on_finished=on_finished,
     )
-    engine_thread = EngineThread({MODEL.name: engine})
-    engine_thread.start()
-    service.attach([MODEL], engine_thread)
+    engine_threads = EngineThreads({MODEL.name: engine})
+    engine_threads.start()
+    service.attach([MODEL], engine_threads)
     readiness.set(phase)
     server = listening.make_grpc_server()
     server.add_generic_rpc_handlers(
@@ -129,11 +129,11 @@ async def running_edge(
     options = [("grpc.max_receive_message_length", -1), ("grpc.enable_retries", 0)]
     async with grpc.aio.insecure_channel(f"127.0.0.1:{port}", options=options) as channel:
         try:
-            yield Edge(service, readiness, metrics, network, engine, engine_thread, port, channel)
+            yield Edge(service, readiness, metrics, network, engine, engine_threads, port, channel)
         finally:
             network.gate.set()
             network.on_call = None
-            engine_thread.stop(5)
+            engine_threads.stop(5)
             await server.stop(1)
             service.close()
 

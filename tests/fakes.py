@@ -73,6 +73,7 @@ class FakeNetwork:
         raise_on: numbers of the calls (from 0) that raise.
         gate: if given, each call waits until it is set.
         on_call: called first, with the number of the call.
+        parts: if given, so many batches can be computed at once.
     """
 
     clock: FakeClock | None = None
@@ -85,6 +86,11 @@ class FakeNetwork:
     gate: threading.Event | None = None
     on_call: Callable[[int], None] | None = None
     batches: list[list[int]] = field(default_factory=list)
+    parts: int = 1
+
+    @property
+    def workers(self) -> tuple["FakeNetwork", ...]:
+        return (self,) * self.parts
 
     def __call__(self, x_t: Floats, emb: Floats, /) -> Floats:
         assert x_t.dtype == emb.dtype == np.float32

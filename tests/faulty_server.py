@@ -24,10 +24,9 @@ from typing import Any
 
 import numpy as np
 
-from serving import loading, server
+from serving import loading, network, server
 from serving.__main__ import main
 from serving.engine import Engine
-from serving.network import OnnxNetwork
 
 GATE = "PROMISE_GATE"
 UNEQUAL = "PROMISE_UNEQUAL"
@@ -43,29 +42,29 @@ _faults: set[int] = set()
 
 def install() -> None:
     """Puts the faults into the server of this process."""
-    step, call = Engine.step, OnnxNetwork.__call__
+    begin, call = Engine.begin, network.UNet.__call__
 
-    def faulty_step(engine: Engine) -> Any:
+    def faulty_begin(engine: Engine) -> Any:
         if signal.SIGUSR1 in _faults:
             raise RuntimeError("a bug in the engine, put there by a test")
         while signal.SIGUSR2 in _faults:
             time.sleep(0.01)
-        if SLOW in _faults:
-            time.sleep(SLOW_SECONDS)
-        return step(engine)
+        return begin(engine)
 
-    def faulty_call(network: OnnxNetwork, x_t: Any, emb: Any, /) -> Any:
+    def faulty_call(unet: network.UNet, x_t: Any, emb: Any, /) -> Any:
         if RAISE in _faults or _once(RAISE_ONCE):
             raise RuntimeError("a broken network, put there by a test")
-        eps = call(network, x_t, emb)
+        if SLOW in _faults:
+            time.sleep(SLOW_SECONDS)
+        eps = call(unet, x_t, emb)
         if NAN in _faults or _once(NAN_ONCE):
             eps[0] = np.nan
         if UNEQUAL in os.environ:
             eps += np.float32(1e-3 * len(eps))
         return eps
 
-    setattr(Engine, "step", faulty_step)  # noqa: B010  (no type checker likes the other way)
-    setattr(OnnxNetwork, "__call__", faulty_call)  # noqa: B010
+    setattr(Engine, "begin", faulty_begin)  # noqa: B010  (no type checker likes the other way)
+    setattr(network.UNet, "__call__", faulty_call)  # noqa: B010
     if GATE in os.environ:
         setattr(server, "load_models", _gated_load)  # noqa: B010
     for fault in (signal.SIGUSR1, signal.SIGUSR2, SLOW, NAN, RAISE, NAN_ONCE, RAISE_ONCE):

@@ -15,18 +15,18 @@ def test_both_sides_run_batches_of_the_same_size_for_their_turns() -> None:
     assert {len(batch) for batch in network.batches[10:]} == {6}
     assert len(measured.ratios) == 3
     assert all(0.0 < ratio for ratio in measured.ratios)
-    assert measured.bare_per_second <= 1000
+    assert measured.bare_rows_per_second <= 6 * 1000
 
 
 def test_the_figure_is_the_median_of_the_turns() -> None:
     summary = Overhead(8, 100.0, 90.0, (0.5, 0.9, 0.95)).summary()
     assert summary == (
-        "8 lanes: 90.0 engine steps per second, 100.0 bare calls per second, ratio 0.900"
+        "8 lanes: 90 rows per second of the engine, 100 of bare calls, ratio 0.900"
         " (0.500 to 0.950 in 3 turns)"
     )
 
 
 def test_an_engine_that_does_not_fill_its_lanes_is_noticed(monkeypatch: Any) -> None:
-    monkeypatch.setattr("serving.scheduling.WorkQueue.allot", lambda *_: ([], []))
-    with pytest.raises(AssertionError):
+    monkeypatch.setattr("serving.batching.Batching._share_of", lambda *_, **__: (False, 4))
+    with pytest.raises(RuntimeError, match="a step of 4 rows"):
         measure(fake_model(), FakeNetwork(), 6, turns=1, turn_seconds=0.01)

@@ -32,8 +32,8 @@ def spread(*values: float) -> dict[str, float]:
 
 def engine(*ratios: float) -> dict[str, Any]:
     return {
-        "lanes": 16, "sampler": "ddpm", "provider": "cpu", "bare_per_second": 50.0,
-        "engine_per_second": 49.0, "ratio": spread(*ratios),
+        "lanes": 16, "sampler": "ddpm", "provider": "cpu", "bare_rows_per_second": 50.0,
+        "engine_rows_per_second": 49.0, "ratio": spread(*ratios),
     }  # fmt: skip
 
 

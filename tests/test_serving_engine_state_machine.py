@@ -8,8 +8,9 @@ from hypothesis import settings
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
 from diffusion.samplers import SAMPLERS, make_plan
-from serving.engine import Engine
+from serving.engine import Engine, Step
 from serving.image_cache import ENTRY_BYTES
+from serving.lanes import LaneTable
 from serving.request import DeadlineUnmeetable, GenerateSpec, Outcome, QueueFull
 from tests.fakes import (
     FakeClock,
@@ -41,11 +42,12 @@ class EngineMachine(RuleBasedStateMachine):
     """An engine, and a ledger of everything that it has accepted."""
 
     cache_bytes = 0
+    parts = 1
 
     def __init__(self) -> None:
         super().__init__()
         self.clock = FakeClock()
-        self.network = FakeNetwork(self.clock, 0.01, fixed_seconds=0.02)
+        self.network = FakeNetwork(self.clock, 0.01, fixed_seconds=0.02, parts=self.parts)
         self.engine = Engine(
             MODEL,
             self.network,
@@ -56,6 +58,7 @@ class EngineMachine(RuleBasedStateMachine):
             clock=self.clock,
         )
         self.ledger: dict[int, tuple[GenerateSpec, RecordingSink]] = {}
+        self.under_way: list[Step] = []
 
     def submit(self, request: GenerateSpec) -> None:
         sink = RecordingSink()
@@ -107,6 +110,11 @@ class EngineMachine(RuleBasedStateMachine):
         self.step(1)
         self.network.raise_on, self.network.nan_labels = set(), set()
 
+    def finish(self, which: int) -> None:
+        step = self.under_way.pop(which)
+        step.run()
+        self.engine.finish(step)
+
     @rule(seconds=st.floats(0.0, 0.5))
     def time_passes(self, seconds: float) -> None:
         self.clock.now += seconds
@@ -114,7 +122,7 @@ class EngineMachine(RuleBasedStateMachine):
     @invariant()
     def no_image_is_lost_or_in_two_places(self) -> None:
         batching = self.engine._batching
-        tables = (batching.lanes, batching.denoiser.aside.lanes)
+        tables = tables_of(self.engine)
         lanes = [
             (int(table.request[lane]), int(table.index[lane]))
             for table in tables
@@ -127,7 +135,10 @@ class EngineMachine(RuleBasedStateMachine):
             shared = 0 if batching.sharing is None else batching.sharing.shared_by(request)
             assert batching.queue.unfinished[slot] == left - shared
             assert held + shared + batching.queue.waiting[slot] == left, "an image is nowhere"
-        assert {slot for slot, _ in lanes} <= {request.slot for request in batching.book.all()}
+        here = {request.slot for request in batching.book.all()}
+        ended = set(np.flatnonzero(batching.book.ended).tolist())
+        assert {slot for slot, _ in lanes} <= here | (ended if self.under_way else set())
+        assert not here & ended, "the slot of a lane that is under way was given away"
 
     @invariant()
     def work_left_is_what_the_plans_say(self) -> None:
@@ -136,7 +147,7 @@ class EngineMachine(RuleBasedStateMachine):
             plan = make_plan(request.spec.sampler, MODEL.schedule, request.spec.num_steps)
             rows = 1 + (plan.guided & request.spec.guided)
             left = int(batching.queue.waiting[request.slot]) * int(rows.sum())
-            for table in (batching.lanes, batching.denoiser.aside.lanes):
+            for table in tables_of(self.engine):
                 mine = np.flatnonzero(table.request[: table.count] == request.slot)
                 left += sum(int(rows[position:].sum()) for position in table.position[mine])
             assert batching.queue.work_left[request.slot] == left
@@ -144,9 +155,12 @@ class EngineMachine(RuleBasedStateMachine):
     @invariant()
     def every_row_is_of_an_image_that_runs_is_finished_or_was_given_up(self) -> None:
         engine, totals = self.engine, self.engine.statistics().totals
-        tables = (engine._batching.lanes, engine._batching.denoiser.aside.lanes)
+        tables = tables_of(engine)
         running = sum(int(table.rows_computed[: table.count].sum()) for table in tables)
-        assert totals.rows_useful == running + totals.rows_finished + totals.rows_given_up
+        begun = [step.stats for step in engine._under_way.values()]
+        useful = totals.rows_useful + sum(stats.rows_useful for stats in begun)
+        given_up = totals.rows_given_up + sum(stats.rows_given_up for stats in begun)
+        assert useful == running + totals.rows_finished + given_up
 
     @invariant()
     def the_queue_is_bounded(self) -> None:
@@ -156,6 +170,8 @@ class EngineMachine(RuleBasedStateMachine):
         assert statistics.requests_waiting <= statistics.requests_active
 
     def teardown(self) -> None:
+        while self.under_way:
+            self.finish(0)
         for _ in range(10_000):
             if not self.engine.has_work:
                 break
@@ -172,6 +188,26 @@ class EngineMachine(RuleBasedStateMachine):
         assert len(self.engine._batching.queue._free_slots) == self.engine._batching.queue.slots
 
 
+class ManyWorkersMachine(EngineMachine):
+    """The same with three workers, whose steps are under way for as long as it pleases."""
+
+    parts = 3
+
+    @precondition(lambda self: len(self.under_way) < self.parts)
+    @rule()
+    def begin(self) -> None:
+        step = self.engine.begin()
+        if step is not None:
+            running = [other for other in self.under_way if other.compute is not None]
+            assert not (step.alone and running)
+            self.under_way.append(step)
+
+    @precondition(lambda self: self.under_way)
+    @rule(data=st.data())
+    def finish_any(self, data: st.DataObject) -> None:
+        self.finish(data.draw(st.integers(0, len(self.under_way) - 1)))
+
+
 class CachingEngineMachine(EngineMachine):
     """The same with a cache of a few images, and equal images in flight."""
 
@@ -186,7 +222,21 @@ class CachingEngineMachine(EngineMachine):
         self.submit(spec(**{**fields, "first_index": more, "deadline_seconds": None}))
 
 
+class ManyWorkersCachingMachine(ManyWorkersMachine, CachingEngineMachine):
+    """All of it."""
+
+
+def tables_of(engine: Engine) -> tuple[LaneTable, ...]:
+    """The lanes of every worker, and those that were set aside."""
+    batching = engine._batching
+    return (*(denoiser.lanes for denoiser in batching.denoisers), batching.lanes_aside)
+
+
 TestEngineMachine = EngineMachine.TestCase
 TestCachingEngineMachine = CachingEngineMachine.TestCase
 TestEngineMachine.settings = settings(max_examples=40, stateful_step_count=40, deadline=None)
 TestCachingEngineMachine.settings = TestEngineMachine.settings
+TestManyWorkersMachine = ManyWorkersMachine.TestCase
+TestManyWorkersMachine.settings = TestEngineMachine.settings
+TestManyWorkersCachingMachine = ManyWorkersCachingMachine.TestCase
+TestManyWorkersCachingMachine.settings = TestEngineMachine.settings

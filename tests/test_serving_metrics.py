@@ -107,7 +107,7 @@ def test_gauges_are_read_when_they_are_asked_for() -> None:
     now = statistics(lanes_active=3, lanes_capacity=64, lanes_set_aside=2, images_waiting=7)
     age, state = 0.5, {"ready": False, "draining": False}
     metrics.watch_engine("mnist", lambda: now)
-    metrics.watch_engine_thread(lambda: age)
+    metrics.watch_engine_threads(lambda: age)
     metrics.watch_readiness(lambda: state["ready"], lambda: state["draining"])
     assert published(metrics)["diffusion_lanes_in_use{model=mnist}"] == 3
     assert published(metrics)["diffusion_lanes_set_aside{model=mnist}"] == 2

@@ -85,6 +85,15 @@ def test_a_batch_in_parts_gives_every_row_in_its_place(
     np.testing.assert_allclose(eps, expected, rtol=1e-5, atol=1e-6)
 
 
+@pytest.mark.parametrize("threads", [1, 2, 11])
+def test_workers_give_every_row_what_the_whole_network_does(bundle: Bundle, threads: int) -> None:
+    network = OnnxNetwork(bundle, num_threads=threads)
+    assert len(network.workers) == min(threads, 8)
+    x_t, emb = rows(5)
+    for worker in network.workers:
+        np.testing.assert_allclose(worker(x_t, emb), network(x_t, emb), rtol=1e-5, atol=1e-6)
+
+
 def test_a_part_that_fails_fails_the_call_when_all_parts_have_ended(
     bundle: Bundle, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -98,8 +107,8 @@ def test_a_part_that_fails_fails_the_call_when_all_parts_have_ended(
         time.sleep(0.2)
         ended.set()
 
-    monkeypatch.setattr(network._parts[0], "run", fail)
-    monkeypatch.setattr(network._parts[1], "run", take_long)
+    monkeypatch.setattr(network.workers[0]._session, "run", fail)
+    monkeypatch.setattr(network.workers[1]._session, "run", take_long)
     with pytest.raises(RuntimeError, match="no"):
         network(*rows(4))
     assert ended.is_set()

@@ -2,6 +2,7 @@
 
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 
@@ -92,6 +93,26 @@ def test_any_number_of_threads_gives_the_same_eps(
     other = OpenVinoNetwork(bundle, num_threads=threads)
     assert other.buckets[: len(buckets)] == buckets
     np.testing.assert_array_equal(other(x_t, emb), network(x_t, emb))
+
+
+@pytest.mark.parametrize("threads", [1, 2, 9])
+def test_its_workers_compute_at_once_and_do_not_see_each_others_rows(
+    bundle: Bundle,
+    network: OpenVinoNetwork,
+    rows: tuple[np.ndarray, np.ndarray],
+    threads: int,
+) -> None:
+    other = OpenVinoNetwork(bundle, num_threads=threads)
+    assert len(other.workers) == min(threads, 8)
+    shares = [
+        tuple(array[3 * number : 3 * number + 19] for array in rows)
+        for number in range(len(other.workers))
+    ]
+    with ThreadPoolExecutor(len(other.workers)) as pool:
+        for _ in range(5):
+            got = pool.map(lambda worker, share: worker(*share), other.workers, shares)
+            for eps, share in zip(got, shares, strict=True):
+                np.testing.assert_array_equal(eps, network(*share))
 
 
 def test_the_self_test_of_the_server_finds_it_equal_in_every_crowd(

@@ -160,10 +160,10 @@ def test_a_request_without_a_lane_is_looked_at_in_every_step() -> None:
     first = add(queue, 0, images=8, image_work=10)
     add(queue, 1, images=8, image_work=10)
     serve(queue, allot(queue, 4))
-    assert queue.due
+    assert queue.due()
     queue.withdraw(first)
     serve(queue, allot(queue, 4))
-    assert not queue.due
+    assert not queue.due()
 
 
 def test_a_small_request_waits_for_one_step_of_the_elder_however_long_that_was_passed_over() -> (

@@ -546,7 +546,7 @@ class InProcess:
     def hang(self) -> tuple[threading.Event, threading.Event]:
         """Makes the next network call hang: an event that ends it, one that is set by it."""
         go_on, hanging = threading.Event(), threading.Event()
-        denoiser = self.loaded[0].engine._batching.denoiser
+        denoiser = self.loaded[0].engine._batching.denoisers[0]
         network = denoiser._network
 
         def hung(x_t: Any, emb: Any) -> Any:
@@ -644,7 +644,7 @@ async def test_a_dead_engine_thread_is_not_ready_within_a_second_and_ends_the_se
         )
         while (await watch.read()).status != health_pb2.HealthCheckResponse.SERVING:
             pass
-        monkeypatch.setattr(Engine, "step", die)
+        monkeypatch.setattr(Engine, "begin", die)
         for restarts in range(4):  # the fourth time it is not started anew
             assert await readiness(channel) == health_pb2.HealthCheckResponse.SERVING
             with pytest.raises(grpc.aio.AioRpcError) as caught:

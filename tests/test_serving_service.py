@@ -387,7 +387,7 @@ async def test_a_lame_duck_still_accepts() -> None:
 
 async def test_a_dead_engine_thread_is_unavailable() -> None:
     async with running_edge() as edge:
-        edge.engine_thread.stop(5)
+        edge.engine_threads.stop(5)
         error = await refusal(edge.stub.Generate(request()))
     assert error.code() is grpc.StatusCode.UNAVAILABLE
 

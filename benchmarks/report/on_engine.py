@@ -10,9 +10,9 @@ def section(data: dict[str, Any]) -> str:
     """Markdown from the JSON of benchmarks.engine_overhead."""
     ratio = data["ratio"]
     return paragraphs(
-        f"Engine steps with {data['lanes']} lanes, all in use, against bare network calls of"
-        f" the same size in turns ({data['sampler']} on {data['provider']}):"
-        f" {number(data['engine_per_second'])} steps per second,"
-        f" {number(data['bare_per_second'])} calls per second.",
+        f"The engine with {data['lanes']} lanes, all in use, against bare network calls of as many"
+        f" rows in turns ({data['sampler']} on {data['provider']}):"
+        f" {number(data['engine_rows_per_second'])} rows per second,"
+        f" {number(data['bare_rows_per_second'])} by bare calls.",
         goals([Goal("At least 95 % of bare calls", spread(ratio), ratio["median"] >= 0.95)]),
     )

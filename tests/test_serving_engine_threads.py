@@ -7,12 +7,12 @@ from contextlib import contextmanager
 
 import pytest
 
-from serving.engine import Engine, StepStats
-from serving.engine_thread import (
+from serving.engine import Engine, Step, StepStats
+from serving.engine_threads import (
     HANG_SECONDS,
     HANG_STEPS,
     RESTART_WINDOW_SECONDS,
-    EngineThread,
+    EngineThreads,
     EngineUnavailable,
 )
 from serving.request import Outcome, QueueFull
@@ -30,7 +30,7 @@ PATIENCE_SECONDS = 30.0
 
 
 @contextmanager
-def running(thread: EngineThread) -> Iterator[EngineThread]:
+def running(thread: EngineThreads) -> Iterator[EngineThreads]:
     thread.start()
     try:
         yield thread
@@ -38,9 +38,9 @@ def running(thread: EngineThread) -> Iterator[EngineThread]:
         assert thread.stop(PATIENCE_SECONDS)
 
 
-def one_engine(network: FakeNetwork, max_queued_images: int = 4096) -> EngineThread:
+def one_engine(network: FakeNetwork, max_queued_images: int = 4096) -> EngineThreads:
     engine = Engine(MODEL, network, max_lanes=8, max_queued_images=max_queued_images)
-    return EngineThread({"fake": engine})
+    return EngineThreads({"fake": engine})
 
 
 def until(condition: threading.Event) -> None:
@@ -76,8 +76,8 @@ def test_start_returns_when_every_engine_was_warmed_up_on_the_thread_that_steps_
         Engine, "warm_up", lambda _self: warmed.append(threading.current_thread().name)
     )
     engines = {name: Engine(MODEL, FakeNetwork(), max_lanes=1) for name in ("one", "two")}
-    with running(EngineThread(engines)):
-        assert warmed == ["engine", "engine"]
+    with running(EngineThreads(engines)):
+        assert warmed == ["engine-0", "engine-0"]
 
 
 def test_an_engine_that_cannot_be_warmed_up_ends_the_thread_and_what_it_has_accepted(
@@ -154,7 +154,7 @@ def shares(costs: dict[str, float], requests: dict[str, int]) -> tuple[list[str]
         name: Engine(MODEL, FakeNetwork(clock, cost), max_lanes=1, clock=clock)
         for name, cost in costs.items()
     }
-    thread = EngineThread(engines, on_step=observe, clock=clock)
+    thread = EngineThreads(engines, on_step=observe, clock=clock)
     for name, num_steps in requests.items():
         thread.submit(name, spec(num_steps=num_steps), RecordingSink())
     with running(thread):
@@ -185,7 +185,7 @@ def test_a_model_cannot_save_up_time_by_having_no_work() -> None:
         if len(turns) == 20:  # b has had nothing to do until now
             thread.submit("b", spec(num_steps=20), late)
 
-    thread = EngineThread(engines, on_step=observe, clock=clock)
+    thread = EngineThreads(engines, on_step=observe, clock=clock)
     thread.submit("a", spec(num_steps=40), RecordingSink())
     with running(thread):
         assert thread.drain(PATIENCE_SECONDS)
@@ -199,7 +199,7 @@ def test_a_replaced_engine_finishes_what_it_has_accepted_and_takes_nothing_new()
     old_network = FakeNetwork(gate=gate, on_call=lambda _call: stepping.set())
     new_network = FakeNetwork()
     old, new = (Engine(MODEL, network, max_lanes=8) for network in (old_network, new_network))
-    thread = EngineThread({"fake": old})
+    thread = EngineThreads({"fake": old})
     sinks = [RecordingSink() for _ in range(4)]
     with running(thread):
         thread.submit("fake", spec(label=1, num_steps=5), sinks[0])
@@ -226,7 +226,7 @@ def test_every_step_is_reported_and_an_observer_that_raises_stops_nothing() -> N
         seen.append(stats)
         raise OSError("the registry is gone")
 
-    thread = EngineThread({"fake": Engine(MODEL, FakeNetwork())}, on_step=observer)
+    thread = EngineThreads({"fake": Engine(MODEL, FakeNetwork())}, on_step=observer)
     sink = RecordingSink()
     with running(thread):
         thread.submit("fake", spec(num_steps=4), sink)
@@ -291,18 +291,18 @@ class BrokenEngine(Engine):
     steps = 0
     raise_on: frozenset[int] = frozenset({3})
 
-    def step(self) -> StepStats | None:
+    def begin(self) -> Step | None:
         self.steps += 1
         if self.steps in self.raise_on:
             raise MemoryError("what no step catches")
-        return super().step()
+        return super().begin()
 
 
 def test_an_engine_that_breaks_costs_its_requests_and_starts_anew() -> None:
     gate, restarted = threading.Event(), []
     broken = BrokenEngine(MODEL, FakeNetwork(gate=gate), max_lanes=4)
     well = Engine(MODEL, FakeNetwork(), max_lanes=4)
-    thread = EngineThread({"broken": broken, "well": well}, on_restart=restarted.append)
+    thread = EngineThreads({"broken": broken, "well": well}, on_restart=restarted.append)
     lost = [RecordingSink() for _ in range(3)]
     for sink in lost:
         thread.submit("broken", spec(count=5, num_steps=20), sink)
@@ -335,7 +335,7 @@ def test_a_request_on_its_way_to_an_engine_that_breaks_is_kept() -> None:
             super().done(outcome, queue_seconds, compute_seconds, detail)
             thread.submit("fake", spec(count=3), on_its_way)  # while the engine is being ended
 
-    thread = EngineThread({"fake": engine})
+    thread = EngineThreads({"fake": engine})
     thread.submit("fake", spec(), Late())
     thread.submit("fake", spec(), in_it)
     with running(thread):
@@ -348,7 +348,7 @@ def test_an_engine_that_breaks_too_often_is_the_end_of_the_thread_and_of_every_r
     broken = BrokenEngine(MODEL, FakeNetwork(), max_lanes=4)
     broken.raise_on = frozenset({1, 2, 3})
     well = Engine(MODEL, FakeNetwork(gate=threading.Event()), max_lanes=4)
-    thread = EngineThread({"broken": broken, "well": well}, max_restarts=2)
+    thread = EngineThreads({"broken": broken, "well": well}, max_restarts=2)
     lost, other = RecordingSink(), RecordingSink()
     thread.start()
     for _ in range(2):
@@ -370,7 +370,7 @@ def test_restarts_that_are_long_ago_are_forgiven() -> None:
     clock = FakeClock()
     engine = BrokenEngine(MODEL, FakeNetwork())
     engine.raise_on = frozenset(range(1, 6))
-    thread = EngineThread({"fake": engine}, max_restarts=1, clock=clock)
+    thread = EngineThreads({"fake": engine}, max_restarts=1, clock=clock)
     with running(thread):
         for _ in range(5):
             sink = RecordingSink()
@@ -384,7 +384,7 @@ def test_an_exception_outside_of_the_steps_ends_every_request_of_every_engine_on
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     engines = {name: Engine(MODEL, FakeNetwork(gate=threading.Event())) for name in ("a", "b")}
-    thread = EngineThread(engines)
+    thread = EngineThreads(engines)
     sinks = [RecordingSink() for _ in range(4)]
     for number, sink in enumerate(sinks):
         thread.submit("ab"[number % 2], spec(), sink)
@@ -408,7 +408,7 @@ def test_also_an_engine_that_broke_in_the_middle_of_its_books_ends_every_request
         raise IndexError("the books are wrong")
 
     engine = Engine(MODEL, FakeNetwork(), max_lanes=4)
-    thread = EngineThread({"fake": engine})
+    thread = EngineThreads({"fake": engine})
     sinks = [RecordingSink() for _ in range(5)]
     for sink in sinks:
         thread.submit("fake", spec(), sink)
@@ -424,7 +424,7 @@ def test_the_age_of_the_last_step_grows_while_a_step_hangs_and_is_0_without_work
     clock = FakeClock()
     gate, stepping = threading.Event(), threading.Event()
     network = FakeNetwork(gate=gate, on_call=lambda _call: stepping.set())
-    thread = EngineThread({"fake": Engine(MODEL, network)}, clock=clock)
+    thread = EngineThreads({"fake": Engine(MODEL, network)}, clock=clock)
     with running(thread):
         clock.now += 1000.0
         assert thread.last_step_age_seconds() == 0.0
@@ -464,7 +464,7 @@ def test_a_hang_is_silence_for_much_longer_than_the_longest_step(step_seconds: f
     network = FakeNetwork(gate=gate, on_call=lambda _call: stepping.set())
     rows = {16: step_seconds}
     engine = Engine(MODEL, network, max_lanes=8, step_seconds=rows)
-    thread = EngineThread({"fake": engine}, clock=clock)
+    thread = EngineThreads({"fake": engine}, clock=clock)
     limit = max(HANG_SECONDS, HANG_STEPS * step_seconds)
 
     def silent_for_too_long() -> bool:
@@ -482,3 +482,96 @@ def test_a_hang_is_silence_for_much_longer_than_the_longest_step(step_seconds: f
         assert thread.drain(PATIENCE_SECONDS)
         hung.append(silent_for_too_long())
     assert hung == [False, False, True, False]
+
+
+class Meeting:
+    """For on_call of a FakeNetwork: calls wait until so many of them are under way."""
+
+    def __init__(self, calls: int) -> None:
+        self._barrier = threading.Barrier(calls, timeout=PATIENCE_SECONDS)
+
+    def __call__(self, _call: int) -> None:
+        self._barrier.wait()
+
+
+def several_workers(network: FakeNetwork) -> EngineThreads:
+    return EngineThreads({"fake": Engine(MODEL, network, max_lanes=8)})
+
+
+def test_the_workers_of_a_network_compute_at_once() -> None:
+    sink = RecordingSink()
+    with running(several_workers(FakeNetwork(parts=3, on_call=Meeting(3)))) as thread:
+        thread.submit("fake", spec(count=6, num_steps=5), sink)
+        assert thread.drain(PATIENCE_SECONDS)
+    assert sink.outcome is Outcome.FINISHED
+    assert_reference_pixels(MODEL, spec(count=6, num_steps=5), sink.images)
+
+
+def test_requests_from_many_threads_are_all_drawn_as_alone_by_many_workers() -> None:
+    requests = [spec(label=n % 10, seed=n, count=1 + n % 5, num_steps=1 + n % 7) for n in range(90)]
+    sinks = [RecordingSink() for _ in requests]
+    with running(several_workers(FakeNetwork(parts=4))) as thread:
+        for request, sink in zip(requests, sinks, strict=True):
+            thread.submit("fake", request, sink)
+        assert thread.drain(PATIENCE_SECONDS)
+    for request, sink in zip(requests, sinks, strict=True):
+        assert sink.outcome is Outcome.FINISHED
+        assert_reference_pixels(MODEL, request, sink.images)
+
+
+def hanging_in(call: int, gate: threading.Event, hangs: threading.Event) -> FakeNetwork:
+    """Two workers; one call waits for the gate."""
+
+    def on_call(number: int) -> None:
+        if number == call:
+            hangs.set()
+            assert gate.wait(PATIENCE_SECONDS)
+
+    return FakeNetwork(parts=2, on_call=on_call)
+
+
+def test_a_worker_that_hangs_is_noticed_though_the_others_go_on() -> None:
+    gate, hangs = threading.Event(), threading.Event()
+    with running(several_workers(hanging_in(0, gate, hangs))) as thread:
+        thread.submit("fake", spec(count=2, num_steps=3), RecordingSink())
+        until(hangs)
+        begin = time.monotonic()
+        while time.monotonic() < begin + 0.3:
+            sink = RecordingSink()
+            thread.submit("fake", spec(label=1), sink)
+            until(sink.ended)
+        assert thread.last_step_age_seconds() >= 0.3
+        gate.set()
+        assert thread.drain(PATIENCE_SECONDS)
+        assert thread.last_step_age_seconds() == 0.0
+
+
+def test_stop_waits_for_the_steps_of_all_workers_and_then_ends_what_is_left() -> None:
+    gate, hangs = threading.Event(), threading.Event()
+    thread, sinks = several_workers(hanging_in(0, gate, hangs)), [RecordingSink(), RecordingSink()]
+    thread.start()
+    for seed, sink in enumerate(sinks):
+        thread.submit("fake", spec(count=4, num_steps=50, seed=seed), sink)
+    until(hangs)
+    assert not thread.stop(0.1)
+    assert [sink.outcome for sink in sinks] == [None, None]
+    gate.set()
+    assert thread.stop(PATIENCE_SECONDS)
+    assert [sink.outcome for sink in sinks] == [Outcome.CANCELLED] * 2
+    assert not thread.alive
+
+
+def test_one_thread_that_dies_ends_the_requests_of_all() -> None:
+    network, sinks = FakeNetwork(parts=2), [RecordingSink() for _ in range(4)]
+    engine = BrokenEngine(MODEL, network, max_lanes=8)
+    thread = EngineThreads({"fake": engine}, max_restarts=0)
+    for seed, sink in enumerate(sinks):
+        thread.submit("fake", spec(count=2, num_steps=50, seed=seed), sink)
+    thread.start()
+    for sink in sinks:
+        until(sink.ended)
+    assert {sink.outcome for sink in sinks} == {Outcome.NETWORK_FAILED}
+    assert not thread.alive
+    assert thread.stop(PATIENCE_SECONDS)
+    with pytest.raises(EngineUnavailable):
+        thread.submit("fake", spec(), RecordingSink())
