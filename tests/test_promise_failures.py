@@ -23,14 +23,15 @@ WAITS: dict[str, Any] = {**RUN[0], "label": 6, "count": 6, "num_steps": 100}
 
 
 @pytest.mark.parametrize(
-    ("fault", "counter", "failed"),
+    ("fault", "counter", "may_fail"),
     [
-        pytest.param(faulty_server.NAN_ONCE, "nonfinite_lanes", 1, id="NaN in a lane"),
-        pytest.param(faulty_server.RAISE_ONCE, "network_failures", 3, id="a call that raises"),
+        pytest.param(faulty_server.NAN_ONCE, "nonfinite_lanes", (1,), id="NaN in a lane"),
+        # One batch of all lanes, or one of half of them: two lanes of each request are in it.
+        pytest.param(faulty_server.RAISE_ONCE, "network_failures", (2, 3), id="a call that raises"),
     ],
 )
 def test_it_ends_what_it_happens_to_once_and_changes_nothing_else(
-    figure: Record, fault: int, counter: str, failed: int
+    figure: Record, fault: int, counter: str, may_fail: tuple[int, ...]
 ) -> None:
     with (
         running_server(MNIST, flags=FLAGS, program=PROGRAM) as server,
@@ -49,7 +50,9 @@ def test_it_ends_what_it_happens_to_once_and_changes_nothing_else(
         server.signal(fault)
         errors = [each.exception() for each in running]
         ended = [error for error in errors if error is not None]
-        assert [type(error) for error in ended] == [InternalError] * failed
+        failed = len(ended)
+        assert failed in may_fail
+        assert {type(error) for error in ended} == {InternalError}
         assert all("NaN" not in str(error) and "broken" not in str(error) for error in ended)
         others = [number for number, error in enumerate(errors) if error is None]
         assert [running[number].result() for number in others] == [
@@ -60,5 +63,7 @@ def test_it_ends_what_it_happens_to_once_and_changes_nothing_else(
         assert server.metric(f"diffusion_{counter}_total", model="mnist") == 1
         assert server.finished("Generate", "INTERNAL") == failed
         assert server.get("/readyz")[0] == 200
-    figure("requests ended, of 3 that ran and 1 that waited", failed, str(failed))
+    figure(
+        "requests ended, of 3 that ran and 1 that waited", failed, " or ".join(map(str, may_fail))
+    )
     figure("the others' sha256 equal to those alone", f"{4 - failed} of {4 - failed}", "all")

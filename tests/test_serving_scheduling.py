@@ -265,11 +265,11 @@ def test_a_step_is_filled_up_as_far_as_it_pays_and_those_before_can_bear(
         fixed_seconds + more > 0.999 * bearable
         or rows / (fixed_seconds + rows) >= 0.999 * EFFICIENCY * best
     )
-    assert queue.keeps_short
+    assert queue.keeps_short == [True]
     for slot in smalls:
         queue.withdraw(slot)
     assert allot(queue, 64, filling_up) == {large: 64}
-    assert not queue.keeps_short
+    assert queue.keeps_short == [False]
 
 
 def test_steps_may_become_longer_the_more_of_the_time_they_are_kept_short() -> None:
@@ -293,9 +293,9 @@ def test_a_step_in_which_nobody_was_left_out_was_not_kept_short() -> None:
         add(queue, order, 2, 10)
     add(queue, 20, 1000, 10)
     allot(queue, 8, filling(1.0))  # full without the large one
-    assert not queue.keeps_short
+    assert queue.keeps_short == [False]
     allot(queue, 9, filling(1.0))
-    assert queue.keeps_short
+    assert queue.keeps_short == [True]
 
 
 def test_rows_that_would_only_be_padded_are_filled_up_whatever_else_holds() -> None:
