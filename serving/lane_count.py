@@ -26,7 +26,7 @@ LONGEST_STEP_SECONDS = 0.05
 kept: what larger batches would still gain is not worth these, unless --max-lanes says so."""
 
 _ROUNDS = 5
-_BUDGET_SECONDS = 1.5
+_BUDGET_SECONDS = 1.0
 _NO_BETTER = 2  # sizes in a row without a new best that end the search
 
 
