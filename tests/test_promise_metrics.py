@@ -302,6 +302,8 @@ async def test_failures_are_counted_where_they_happen(faulty: ServerProcess) -> 
         faulty.signal(signal.SIGHUP)
         await until(faulty, "diffusion_model_reloads_total", 1, model="mnist", outcome="ok")
         await ledger.generate(client, **request)
+    # The first step of two requests, by one worker or by both of them; the third had none.
+    assert counted.pop(of_kind("wasted")) in {4.0, 6.0, 8.0}
     assert counted == {
         **ledger.as_counters(),
         **ledger.as_grpc_counters(),
@@ -309,7 +311,6 @@ async def test_failures_are_counted_where_they_happen(faulty: ServerProcess) -> 
         sample("diffusion_network_failures_total", model="mnist"): 1.0,
         sample("diffusion_engine_restarts_total", model="mnist"): 1.0,
         sample("diffusion_model_reloads_total", model="mnist", outcome="ok"): 1.0,
-        of_kind("wasted"): 4.0 + 4.0,  # the first step of two requests; the third had none
         of_kind("useful"): float(rows(request)),
     }
     assert ledger.statuses == {("Generate", "INTERNAL"): 3, ("Generate", "OK"): 1}
