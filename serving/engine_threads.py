@@ -288,13 +288,9 @@ class EngineThreads:
                 if not self._under_way:
                     self._idle = not self._turns.has_work
                     self._all_done.notify_all()
-                elif step is not None and not step.alone and self._any_waits:
+                elif step is not None and not step.alone:
                     self._tell()  # there may be more than one thread can do
         return step
-
-    @property
-    def _any_waits(self) -> bool:
-        return any(since == math.inf for since in self._busy_since)
 
     def _wait(self, number: int, news: int) -> None:
         """Waits until there is something that this thread had not seen."""
