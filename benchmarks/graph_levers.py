@@ -42,11 +42,6 @@ class _Graph:
             raise UnknownGraph(f"{operator} should be all that reads {tensor}, not {found}")
         return users[0]
 
-    def other(self, node: onnx.NodeProto, tensor: str) -> str:
-        """The second input of a binary node."""
-        [other] = [name for name in node.input if name != tensor]
-        return other
-
     def constant(self, name: str, array: Array) -> str:
         """Adds an initializer."""
         self.model.graph.initializer.append(numpy_helper.from_array(array, name))
@@ -66,44 +61,6 @@ class _Graph:
     def norms(self) -> list[onnx.NodeProto]:
         """The normalisations, in order."""
         return [n for n in self.model.graph.node if n.op_type == "InstanceNormalization"]
-
-
-def fold_film(model: onnx.ModelProto) -> onnx.ModelProto:
-    """norm * weight + bias, then * (1 + scale) + shift: one multiplication and one addition.
-
-    The factors of both are put together per row and channel, on [B, C] instead of [B, C, H, W].
-    """
-    graph = _Graph(model)
-    for number in range(len(graph.norms())):
-        norm = graph.norms()[number]
-        reshape = graph.only_user(norm.output[0], "Reshape")
-        weigh = graph.only_user(reshape.output[0], "Mul")
-        bias = graph.only_user(weigh.output[0], "Add")
-        users = [node for node in graph.model.graph.node if bias.output[0] in node.input]
-        if [node.op_type for node in users] != ["Mul"]:
-            continue  # no FiLM behind it: the SiLU's two users, or a convolution
-        scale = users[0]
-        shift = graph.only_user(scale.output[0], "Add")
-        weights, biases = (
-            graph.other(weigh, reshape.output[0]),
-            graph.other(bias, weigh.output[0]),
-        )
-        one_plus, offset = (
-            graph.other(scale, bias.output[0]),
-            graph.other(shift, scale.output[0]),
-        )
-        a, b = f"film_{number}_scale", f"film_{number}_shift"
-        graph.replace(
-            [weigh, bias, scale, shift],
-            [
-                helper.make_node("Mul", [one_plus, weights], [a]),
-                helper.make_node("Mul", [one_plus, biases], [f"{b}_part"]),
-                helper.make_node("Add", [f"{b}_part", offset], [b]),
-                helper.make_node("Mul", [reshape.output[0], a], [f"{a}d"]),
-                helper.make_node("Add", [f"{a}d", b], [shift.output[0]]),
-            ],
-        )
-    return graph.model
 
 
 def layer_norm(model: onnx.ModelProto) -> onnx.ModelProto:

@@ -63,7 +63,6 @@ def levers(bundle: Bundle, calls: Calls) -> list[Lever]:
     """All of them; the first is the bundle as it is."""
     plain = onnx.load_from_string(bundle.unet_onnx)
     plain = onnx.shape_inference.infer_shapes(plain)
-    folded = graph_levers.fold_film(plain)
     sensitive = sensitive_convolutions(plain)
     full = [*sensitive, *graph_levers.full_resolution_convolutions(plain)]
 
@@ -79,14 +78,9 @@ def levers(bundle: Bundle, calls: Calls) -> list[Lever]:
         Lever("basic optimisations only", as_it_is, level.ORT_ENABLE_BASIC),
         Lever("4 rows at once", as_it_is, rows_at_once=4),
         Lever("16 rows at once", as_it_is, rows_at_once=16),
-        Lever("FiLM folded into the norm before it", written(folded)),
         Lever("norms as LayerNormalization", written(graph_levers.layer_norm(plain))),
         Lever("attention as one operator", written(graph_levers.fused_attention(plain))),
         Lever("FiLM from a table", written(graph_levers.film_from_table(plain))),
-        Lever(
-            "FiLM folded, LayerNormalization, one attention",
-            written(graph_levers.layer_norm(graph_levers.fused_attention(folded))),
-        ),
         Lever("int8: all convolutions", written(in_8_bits(plain, calls))),
         Lever(
             "int8: all but the sensitive", written(in_8_bits(plain, calls, sensitive))

@@ -12,6 +12,7 @@ from google.protobuf.message import Message
 from onnx import numpy_helper
 from torch import Tensor, nn
 
+from export.inference_form import inference_form
 from export.structure import BATCH_AXIS
 from training.model import DiffusionModel
 
@@ -51,7 +52,7 @@ def export_graphs(model: DiffusionModel) -> Graphs:
     emb = torch.zeros(_EXAMPLE_ROWS, config.condition_width)
     return Graphs(
         _export("embedding", model.embedding, (t, label), ["t", "label"], "emb"),
-        _export("unet", model.unet, (x_t, emb), ["x_t", "emb"], "eps"),
+        _export("unet", inference_form(model.unet), (x_t, emb), ["x_t", "emb"], "eps"),
     )
 
 

@@ -60,7 +60,7 @@ def external_tensors(model: onnx.ModelProto) -> list[str]:
 
 
 def multiply_adds(model: onnx.ModelProto) -> int:
-    """Multiply-adds of one row (batch 1): those of Conv, Gemm and MatMul.
+    """Multiply-adds of one row (batch 1): those of Conv, ConvTranspose, Gemm and MatMul.
 
     What else there is (normalisation, activation, softmax) is left out, as is usual.
 
@@ -83,7 +83,7 @@ def multiply_adds(model: onnx.ModelProto) -> int:
 
 
 def _node_multiply_adds(node: onnx.NodeProto, shapes: dict[str, tuple[int, ...]]) -> int:
-    if node.op_type not in ("Conv", "Gemm", "MatMul"):
+    if node.op_type not in ("Conv", "ConvTranspose", "Gemm", "MatMul"):
         return 0
     first, second, out = (shapes.get(name, ()) for name in (*node.input[:2], node.output[0]))
     if not first or not second or not out or 0 in first + second + out:
@@ -91,6 +91,9 @@ def _node_multiply_adds(node: onnx.NodeProto, shapes: dict[str, tuple[int, ...]]
     if node.op_type == "Conv":
         # Weight [C_out, C_in / groups, *kernel]: each output value is one sum over the rest.
         return math.prod(out) * math.prod(second[1:])
+    if node.op_type == "ConvTranspose":
+        # Weight [C_in, C_out / groups, *kernel]: each input value is multiplied by all of its own.
+        return math.prod(first) * math.prod(second[1:])
     transposed = any(a.name == "transA" and a.i for a in node.attribute)
     return math.prod(out) * first[0 if transposed else -1]
 

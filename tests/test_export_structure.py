@@ -77,6 +77,15 @@ def test_multiply_adds_of_matrix_products_are_counted_as_by_hand() -> None:
     assert multiply_adds(counted) == 20 * 12 + (4 * 4) * 5
 
 
+def test_a_transposed_convolution_costs_what_the_convolution_costs() -> None:
+    # Three channels to two, each value of x times a kernel of [2, 3, 3].
+    node = helper.make_node("ConvTranspose", ["x", "w"], ["y"], pads=[1, 1, 1, 1])
+    counted = model(
+        [node], {"x": ["batch", 3, 6, 5]}, {"y": ["batch", 2, 6, 5]}, {"w": zeros(3, 2, 3, 3)}
+    )
+    assert multiply_adds(counted) == (3 * 6 * 5) * (2 * 3 * 3)
+
+
 def test_a_transposed_first_factor_is_counted_by_its_other_axis() -> None:
     gemm = helper.make_node("Gemm", ["a", "x"], ["y"], transA=1)  # [1, 7]^T [1, 3]
     counted = model([gemm], {"x": ["batch", 3]}, {"y": [7, 3]}, {"a": zeros(1, 7)})

@@ -6,14 +6,18 @@ that every block starts as the identity (Dhariwal and Nichol 2021, appendix). Se
 lowest resolution only, where it is cheap.
 """
 
+from typing import TypeVar
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from training.config import ModelConfig
 
+Module = TypeVar("Module", bound=nn.Module)
 
-def zero_initialised(module: nn.Module) -> nn.Module:
+
+def zero_initialised(module: Module) -> Module:
     """Set every parameter of ``module`` to zero and return it."""
     for parameter in module.parameters():
         nn.init.zeros_(parameter)
@@ -42,8 +46,9 @@ class ResidualBlock(nn.Module):
     def forward(self, x: Tensor, emb: Tensor) -> Tensor:
         """x: [B, in_channels, H, W]; emb: [B, E]. Returns [B, out_channels, H, W]."""
         h = self.conv_in(F.silu(self.norm_in(x)))
-        scale, shift = self.film(emb)[:, :, None, None].chunk(2, dim=1)
-        h = self.norm_out(h) * (1 + scale) + shift  # FiLM, Perez et al. 2018
+        scale, shift = self.film(emb).chunk(2, dim=1)
+        # FiLM, Perez et al. 2018
+        h = self.norm_out(h) * (1 + scale)[:, :, None, None] + shift[:, :, None, None]
         return self.skip(x) + self.conv_out(self.dropout(F.silu(h)))
 
 
