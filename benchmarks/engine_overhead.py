@@ -26,9 +26,9 @@ from benchmarks.pace import times_per_second
 from benchmarks.results import Spread
 from diffusion.samplers import SAMPLERS
 from serving.bundle import load_bundle
-from serving.denoiser import EngineModel, Network
 from serving.device import PROVIDER_CHOICES
 from serving.engine import Engine, StepStats
+from serving.engine_model import EngineModel, Network
 from serving.engine_threads import EngineThreads, EngineUnavailable
 from serving.lane_count import measure_lane_count
 from serving.network import embedding_table, make_network, resolve_provider

@@ -27,8 +27,8 @@ from benchmarks.engine_overhead import Saturated
 from benchmarks.pace import times_per_second
 from benchmarks.results import Spread
 from serving.bundle import load_bundle
-from serving.denoiser import EngineModel, Network
 from serving.engine import Engine
+from serving.engine_model import EngineModel, Network
 from serving.network import OnnxNetwork, embedding_table, make_network
 from serving.onnx_session import ProviderError
 from serving.request import GenerateSpec, NullSink, Outcome, Pixels

@@ -18,8 +18,8 @@ import click
 from benchmarks.engine_overhead import Saturated
 from benchmarks.pace import times_per_second
 from serving.bundle import load_bundle
-from serving.denoiser import EngineModel, Network
 from serving.engine import StepStats
+from serving.engine_model import EngineModel, Network
 from serving.lane_count import measure_lane_count
 from serving.metrics import Metrics
 from serving.network import embedding_table, make_network, resolve_provider

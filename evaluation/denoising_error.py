@@ -16,7 +16,7 @@ from tqdm import tqdm
 from diffusion.noise import standard_normal
 from evaluation.checks import check_images, check_labels
 from serving.bundle import load_bundle
-from serving.denoiser import EngineModel, Network
+from serving.engine_model import EngineModel, Network
 from serving.network import embedding_table, make_network, resolve_provider
 from training.config import require
 

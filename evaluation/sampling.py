@@ -11,8 +11,8 @@ from numpy.typing import NDArray
 from diffusion.samplers import make_plan
 from evaluation.setting import Setting
 from serving.bundle import Manifest, load_bundle
-from serving.denoiser import EngineModel, Network
 from serving.engine import Engine
+from serving.engine_model import EngineModel, Network
 from serving.network import embedding_table, make_network, resolve_provider
 from serving.request import GenerateSpec, Outcome, Pixels
 from serving.rounds import Rounds

@@ -7,8 +7,9 @@ from collections.abc import Callable
 
 import numpy as np
 
-from serving.denoiser import Denoised, Denoiser, Network
+from serving.denoiser import Denoised, Denoiser
 from serving.ending import Ending
+from serving.engine_model import Network
 from serving.engine_statistics import StepStats
 from serving.filling_up import FillingUp
 from serving.hand_over import HandOver

@@ -5,8 +5,9 @@ from collections.abc import Callable
 
 import numpy as np
 
-from serving.denoiser import Denoised, Denoiser, EngineModel, Network
+from serving.denoiser import Denoised, Denoiser
 from serving.device import DRAWN
+from serving.engine_model import EngineModel, Network
 from serving.lanes import Int64Array
 from serving.step_network import StepNetwork
 

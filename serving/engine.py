@@ -14,8 +14,9 @@ import numpy as np
 
 from serving.admission import Admission
 from serving.batching import Batching
-from serving.denoiser import Denoiser, EngineModel, Network, workers_of
+from serving.denoiser import Denoiser
 from serving.device_denoiser import make_denoiser
+from serving.engine_model import EngineModel, Network, workers_of
 from serving.engine_statistics import EngineStatistics, EngineTotals, StepStats
 from serving.filling_up import FillingUp
 from serving.image_cache import ImageCache

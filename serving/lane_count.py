@@ -5,8 +5,8 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from serving.denoiser import EngineModel, Network, workers_of
 from serving.engine import Engine
+from serving.engine_model import EngineModel, Network, workers_of
 from serving.request import GenerateSpec, NullSink
 from serving.rounds import Rounds
 from serving.step_network import StepNetwork

@@ -6,8 +6,8 @@ from pathlib import Path
 from typing import Literal
 
 from serving.bundle import BundleError, Manifest, load_bundle
-from serving.denoiser import EngineModel
 from serving.engine import Engine
+from serving.engine_model import EngineModel
 from serving.lane_count import CANDIDATES, measure_lane_count
 from serving.network import (
     AnyNetwork,

@@ -52,7 +52,7 @@ class OnnxNetwork:
         provider: "cpu".
         num_threads: threads of one call.
         buckets: empty: any batch size is run as it is.
-        workers: the parts, for who has batches for each of them: see serving.denoiser.workers_of.
+        workers: the parts, for who has batches for each of them (engine_model.workers_of).
     """
 
     provider: Provider = "cpu"

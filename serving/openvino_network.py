@@ -39,7 +39,7 @@ class OpenVinoNetwork:
         num_threads: threads of one call.
         buckets: rows of the calls that are compiled.
         workers: who compute at once, for who has batches for each of them: see
-            serving.denoiser.workers_of.
+            serving.engine_model.workers_of.
     """
 
     provider: Provider = "openvino"

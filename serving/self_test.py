@@ -10,9 +10,10 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from diffusion.noise import standard_normal
-from serving.denoiser import Denoiser, EngineModel, Network
+from serving.denoiser import Denoiser
 from serving.device_denoiser import DeviceDenoiser
 from serving.engine import Engine
+from serving.engine_model import EngineModel, Network
 from serving.lanes import Float32Array
 from serving.request import GenerateSpec, NullSink, Outcome, Pixels
 from serving.step_network import StepNetwork

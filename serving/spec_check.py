@@ -3,7 +3,7 @@
 import math
 
 from diffusion.samplers import SAMPLERS
-from serving.denoiser import EngineModel
+from serving.engine_model import EngineModel
 from serving.request import GenerateSpec
 
 

@@ -24,7 +24,7 @@ from serving.bundle import (
     file_entry,
     write_manifest,
 )
-from serving.denoiser import EngineModel
+from serving.engine_model import EngineModel
 from serving.request import GenerateSpec, Outcome
 
 Floats = npt.NDArray[np.float32]

@@ -13,7 +13,7 @@ import onnx
 from onnx import TensorProto, helper, numpy_helper
 
 from serving.bundle import Bundle, load_bundle
-from serving.denoiser import EngineModel
+from serving.engine_model import EngineModel
 from tests.fakes import fake_model, tensor, write_tiny_bundle
 
 MODEL: EngineModel = fake_model()

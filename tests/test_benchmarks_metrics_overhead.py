@@ -7,8 +7,8 @@ import pytest
 
 from benchmarks.metrics_overhead import METHOD, MODEL, Cost, Counting, measure
 from serving.bundle import load_bundle
-from serving.denoiser import EngineModel
 from serving.engine import StepStats
+from serving.engine_model import EngineModel
 from serving.lane_count import measure_lane_count
 from serving.network import embedding_table, make_network
 from tests.fakes import FakeNetwork, fake_model

@@ -8,7 +8,7 @@ import pytest
 from diffusion.noise import standard_normal
 from diffusion.schedule import cosine_schedule
 from evaluation.denoising_error import denoising_error, mean_denoising_error, spread_timesteps
-from serving.denoiser import EngineModel
+from serving.engine_model import EngineModel
 
 SHAPE = (1, 4, 6)
 T, NULL_LABEL = 40, 3

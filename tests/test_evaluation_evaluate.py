@@ -14,7 +14,7 @@ from evaluation.frechet import frechet_distance
 from evaluation.measuring import GAUSSIANS, NOISE, TEST, TRAINING, Evaluator
 from evaluation.results import Quality
 from evaluation.setting import Setting
-from serving.denoiser import Network
+from serving.engine_model import Network
 from serving.lanes import Float32Array
 from tests.tiny_evaluation import tiny_evaluator, tiny_protocol, without_pace, write_bundle
 

@@ -4,7 +4,8 @@ import numpy as np
 import pytest
 
 from diffusion.samplers import make_plan
-from serving.denoiser import Denoiser, EngineModel
+from serving.denoiser import Denoiser
+from serving.engine_model import EngineModel
 from tests.fakes import FakeNetwork, Floats, fake_model, reference_x_0, spec
 
 REQUESTS = [

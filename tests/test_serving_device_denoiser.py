@@ -7,10 +7,11 @@ import numpy as np
 import pytest
 
 from serving.bundle import Bundle
-from serving.denoiser import Denoiser, EngineModel
+from serving.denoiser import Denoiser
 from serving.device import HostDevice
 from serving.device_denoiser import DeviceDenoiser, make_denoiser
 from serving.engine import Engine
+from serving.engine_model import EngineModel
 from serving.request import Outcome
 from serving.step_network import BUCKETS, StepNetwork
 from tests.fakes import (

@@ -13,8 +13,8 @@ from onnx import TensorProto, numpy_helper
 
 from serving.bundle import Bundle, BundleError, load_bundle
 from serving.cpu_count import usable_cpus
-from serving.denoiser import EngineModel
 from serving.engine import Engine
+from serving.engine_model import EngineModel
 from serving.network import OnnxNetwork, embedding_table
 from serving.request import Outcome
 from serving.self_test import run_self_test

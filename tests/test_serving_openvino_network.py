@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from serving.bundle import Bundle, BundleError, load_bundle
-from serving.denoiser import EngineModel
+from serving.engine_model import EngineModel
 from serving.network import OnnxNetwork, embedding_table, make_network, resolve_provider
 from serving.onnx_session import ProviderError
 from serving.openvino_network import ROWS_OF_A_THREAD, OpenVinoNetwork

@@ -11,7 +11,7 @@ from torch import nn
 
 from diffusion.schedule import cosine_schedule
 from evaluation.denoising_error import mean_denoising_error
-from serving.denoiser import EngineModel
+from serving.engine_model import EngineModel
 from tests.tiny_training import small_digits, tiny_config
 from training.datasets import Split
 from training.model import DiffusionModel
