@@ -21,12 +21,15 @@ def outputs(node: nbformat.NotebookNode) -> Iterator[tuple[int, Any]]:
 
 
 def said(node: nbformat.NotebookNode) -> dict[int, str]:
-    """What the cells print, without sizes of files, which are another machine's."""
-    return {
-        i: re.sub(r"[\d,]+ bytes", "N bytes", output.text)
-        for i, output in outputs(node)
-        if output.output_type == "stream"
-    }
+    """What the cells print, without sizes of files, which are another machine's.
+
+    A kernel that is slow sends what a cell prints in several pieces.
+    """
+    texts: dict[int, str] = {}
+    for i, output in outputs(node):
+        if output.output_type == "stream":
+            texts[i] = texts.get(i, "") + output.text
+    return {i: re.sub(r"[\d,]+ bytes", "N bytes", text) for i, text in texts.items()}
 
 
 def pictures(node: nbformat.NotebookNode) -> list[int]:
