@@ -10,13 +10,10 @@ from dataclasses import dataclass
 
 from serving.engine import Engine, Step, StepStats, Ticket
 from serving.request import GenerateSpec, Outcome, Sink
-from serving.turns import Seat, Turns
+from serving.stepping import Stepping
 
 logger = logging.getLogger(__name__)
 
-
-RESTART_WINDOW_SECONDS = 600.0
-"""Restarts that are longer ago are forgiven."""
 
 HANG_SECONDS = 0.75
 """Silence that is a hang, on networks whose steps are short."""
@@ -73,9 +70,8 @@ class EngineThreads:
     exactly one Sink.done(), on one of these threads: also if a step raises (NETWORK_FAILED) or the
     threads are stopped (CANCELLED).
 
-    A step that raises (a network that does is not that: see Engine.finish) costs the requests of
-    its engine, which then starts anew; those that are on their way to it, and the other engines, go
-    on. After `max_restarts` of them within RESTART_WINDOW_SECONDS the next one is the end of all.
+    A step that raises costs the requests of its engine, which then starts anew (serving.stepping);
+    those that are on their way to it, and the other engines, go on.
     """
 
     def __init__(
@@ -97,11 +93,13 @@ class EngineThreads:
             clock: seconds, for ages.
         """
         self._engines = dict(engines)
-        self._turns = Turns(self._engines)
-        self._on_step = on_step
-        self._on_restart = on_restart
-        self._max_restarts = max_restarts
-        self._restarts: deque[float] = deque()
+        self._stepping = Stepping(
+            self._engines,
+            on_step=on_step,
+            on_restart=on_restart,
+            max_restarts=max_restarts,
+            clock=clock,
+        )
         self._clock = clock
         # Who holds the first owns the engines. The other guards what everybody sees, and is held
         # for microseconds; if both are held, the first was taken first.
@@ -116,7 +114,6 @@ class EngineThreads:
         self._stopping = False
         self._idle = True
         self._ended = False
-        self._under_way: dict[Step, tuple[Seat, float]] = {}  # whose, since when
         self._warm = threading.Event()
         size = max((engine.workers for engine in self._engines.values()), default=1)
         self._busy_since = [math.inf] * size  # of each thread; infinity while it waits
@@ -168,7 +165,7 @@ class EngineThreads:
         """Gives a model another engine. What the one before has accepted is finished there."""
         with self._lock:
             self._engines = {**self._engines, model: engine}
-            self._turns.join(model, engine)
+            self._stepping.turns.join(model, engine)
             self._tell()  # the one before may have nothing to do any more
 
     def last_step_age_seconds(self) -> float:
@@ -246,7 +243,7 @@ class EngineThreads:
                     step.run()
             if step is not None:
                 with self._ownership:
-                    self._finish(step)
+                    self._stepping.finish(step)
         except BaseException as error:
             logger.exception("a thread of the engine died")
             with self._lock:
@@ -274,7 +271,7 @@ class EngineThreads:
             if self._ended:
                 return None
             if step is not None:
-                self._finish(step)
+                self._stepping.finish(step)
             with self._lock:
                 # Applied under the lock: a message is in the inbox or in its engine, never between.
                 self._idle = False
@@ -282,11 +279,11 @@ class EngineThreads:
                     self._inbox[0].apply()
                     self._inbox.popleft()
                 self._posted_seconds = math.inf
-                self._turns.dismiss_all_but(self._engines.values())
-            step = self._begin()
+                self._stepping.turns.dismiss_all_but(self._engines.values())
+            step = self._stepping.begin()
             with self._lock:
-                if not self._under_way:
-                    self._idle = not self._turns.has_work
+                if not self._stepping.under_way:
+                    self._idle = not self._stepping.turns.has_work
                     self._all_done.notify_all()
                 elif step is not None and not step.alone:
                     self._tell()  # there may be more than one thread can do
@@ -299,50 +296,6 @@ class EngineThreads:
             while self._news == news and not self._stopping:
                 self._news_came.wait()
 
-    def _begin(self) -> Step | None:
-        """Begins a step of the engine whose turn it is."""
-        passed: set[Seat] = set()
-        while (seat := self._turns.next(passed)) is not None:
-            begin = self._clock()
-            try:
-                step = seat.engine.begin()
-            except Exception as error:  # noqa: BLE001  (logged there, or raised again)
-                self._restart(seat, error)
-                continue
-            if step is not None:
-                self._under_way[step] = seat, begin
-                return step
-            passed.add(seat)
-        return None
-
-    def _finish(self, step: Step) -> None:
-        """Finishes a step that was computed."""
-        seat, begin = self._under_way.pop(step)
-        try:
-            stats = seat.engine.finish(step)
-        except Exception as error:  # noqa: BLE001  (logged there, or raised again)
-            self._restart(seat, error)
-        else:
-            if self._on_step is not None:
-                _call(self._on_step, seat.model, stats)
-        seat.spent_seconds += self._clock() - begin
-
-    def _restart(self, seat: Seat, error: Exception) -> None:
-        """Starts an engine anew whose step has raised, unless that has happened too often."""
-        now = self._clock()
-        while self._restarts and now - self._restarts[0] > RESTART_WINDOW_SECONDS:
-            self._restarts.popleft()
-        if len(self._restarts) >= self._max_restarts:
-            raise error
-        self._restarts.append(now)
-        logger.error("the engine of %s broke and starts anew", seat.model, exc_info=error)
-        if self._on_restart is not None:
-            _call(self._on_restart, seat.model)
-        detail = f"the engine broke: {type(error).__name__}"
-        stats = seat.engine.end_all(Outcome.NETWORK_FAILED, detail)
-        if self._on_step is not None:
-            _call(self._on_step, seat.model, stats)
-
     def _end_all(self, outcome: Outcome, detail: str) -> None:
         """Says done() to every request that is left, and refuses new ones from now on."""
         with self._lock:
@@ -350,11 +303,7 @@ class EngineThreads:
             self._ended = True
             left = [message for message in self._inbox if isinstance(message, _Submission)]
             self._inbox.clear()
-        for seat in self._turns.seats:
-            try:
-                seat.engine.end_all(outcome, detail)
-            except Exception:  # an engine whose step raised may be in any state
-                logger.exception("ending the requests of %s", seat.model)
+        self._stepping.end_all(outcome, detail)
         for message in left:
             self._say_done(message, outcome, detail)
         with self._lock:
@@ -366,11 +315,3 @@ class EngineThreads:
             submission.sink.done(outcome, queue_seconds, 0.0, detail)
         except Exception:
             logger.exception("the sink of request %d raised", submission.ticket.request_id)
-
-
-def _call(observer: Callable[..., None], *arguments: object) -> None:
-    """Tells somebody who must not be able to harm the engine."""
-    try:
-        observer(*arguments)
-    except Exception:
-        logger.exception("an observer of the engine raised")

@@ -11,11 +11,11 @@ from serving.engine import Engine, Step, StepStats
 from serving.engine_threads import (
     HANG_SECONDS,
     HANG_STEPS,
-    RESTART_WINDOW_SECONDS,
     EngineThreads,
     EngineUnavailable,
 )
 from serving.request import Outcome, QueueFull
+from serving.stepping import RESTART_WINDOW_SECONDS
 from tests.fakes import (
     FakeClock,
     FakeNetwork,
@@ -211,7 +211,7 @@ def test_a_replaced_engine_finishes_what_it_has_accepted_and_takes_nothing_new()
         thread.cancel(cancelled)
         gate.set()
         assert thread.drain(PATIENCE_SECONDS)
-        assert len(thread._turns.seats) == 1, "the old engine is kept"
+        assert len(thread._stepping.turns.seats) == 1, "the old engine is kept"
     outcomes = [sink.outcome for sink in sinks]
     assert outcomes == [*[Outcome.FINISHED] * 2, Outcome.CANCELLED, Outcome.FINISHED]
     assert {label for batch in old_network.batches for label in batch} == {1}
