@@ -27,6 +27,8 @@ import onnx
 import onnxruntime
 
 from benchmarks import graph_levers
+from benchmarks.torch_unet import load_unet, model_config
+from export.graphs import export_unet
 from export.quantization import Call, in_8_bits, network_calls, sensitive_convolutions
 from serving.bundle import Bundle, load_bundle
 from serving.network import OnnxNetwork
@@ -72,8 +74,10 @@ def levers(bundle: Bundle, calls: Calls) -> list[Lever]:
 
     level = onnxruntime.GraphOptimizationLevel
     as_it_is = bundle.unet_onnx
+    as_trained = export_unet(load_unet(bundle), model_config(bundle))
     return [
         Lever("as it is", as_it_is),
+        Lever("written as it is trained", as_trained),
         Lever("without NCHWc blocking", as_it_is, level.ORT_ENABLE_EXTENDED),
         Lever("basic optimisations only", as_it_is, level.ORT_ENABLE_BASIC),
         Lever("4 rows at once", as_it_is, rows_at_once=4),

@@ -16,7 +16,7 @@ from serving.bundle import Bundle
 from training.config import ModelConfig
 from training.unet import UNet
 
-_NORM_PARTS = {"Mul": "weight", "Add": "bias"}
+Array = np.ndarray[Any, Any]
 
 
 class UnknownGraph(Exception):
@@ -31,14 +31,7 @@ def load_unet(bundle: Bundle) -> UNet:
     """
     graph = onnx.load_from_string(bundle.unet_onnx).graph
     unet = UNet(model_config(bundle))
-    named = {tensor.name: numpy_helper.to_array(tensor) for tensor in graph.initializer}
-    norms = [
-        (name, module)
-        for name, module in _in_order_of_calls(unet)
-        if isinstance(module, nn.GroupNorm)
-    ]
-    for (name, _), parts in zip(norms, _norm_weights(graph, named), strict=False):
-        named |= {f"{name}.{part}": values.reshape(-1) for part, values in parts.items()}
+    named = _as_trained({t.name: numpy_helper.to_array(t) for t in graph.initializer}, unet)
     state = unet.state_dict()
     missing = sorted(set(state) - set(named))
     if missing:
@@ -70,51 +63,19 @@ def model_config(bundle: Bundle) -> ModelConfig:
         ) from error
 
 
-def _in_order_of_calls(unet: UNet) -> list[tuple[str, nn.Module]]:
-    """Every module without children, by name, in the order in which a call comes to them."""
-    order: list[tuple[str, nn.Module]] = []
+def _as_trained(named: dict[str, Array], unet: UNet) -> dict[str, Array]:
+    """Weights as the network is trained with them, from those of export.inference_form.
 
-    def noted(name: str) -> Any:
-        return lambda module, _, __: order.append((name, module))
-
-    hooks = [
-        module.register_forward_hook(noted(name))
-        for name, module in unet.named_modules()
-        if not list(module.children())
-    ]
-    config_width = unet.embedding_width + (0 if unet.predicts_eps else 2)
-    pixels, patch = unet.conv_in.in_channels, unet.patch_size
-    side = patch * 2 ** len(unet.down) * 2
-    with torch.no_grad():
-        unet(torch.zeros(1, pixels // patch**2, side, side), torch.zeros(1, config_width))
-    for hook in hooks:
-        hook.remove()
-    return order
-
-
-def _norm_weights(
-    graph: onnx.GraphProto, named: dict[str, np.ndarray[Any, Any]]
-) -> list[dict[str, np.ndarray[Any, Any]]]:
-    """Weight and bias of every GroupNorm, in the order of the graph.
-
-    The exporter writes a GroupNorm as InstanceNormalization over groups, a Reshape, and a Mul and
-    an Add with weights [C, 1, 1] that it gives names of its own.
+    A norm whose weights went into what follows keeps those it is made with, ones and zeros: it
+    computes as much as before, and the same function.
     """
-    found = []
-    for i, node in enumerate(graph.node):
-        if node.op_type != "InstanceNormalization":
-            continue
-        parts: dict[str, np.ndarray[Any, Any]] = {}
-        output = node.output[0]
-        for follower in graph.node[i + 1 :]:
-            if len(parts) == len(_NORM_PARTS):
-                break
-            if output not in follower.input:
-                continue
-            part = _NORM_PARTS.get(follower.op_type)
-            weights = [named[name] for name in follower.input if name in named]
-            if part is not None and weights and part not in parts:
-                parts[part] = weights[0]
-            output = follower.output[0]
-        found.append(parts)
-    return found
+    named = dict(named)
+    for name, module in unet.named_modules():
+        if isinstance(module, nn.GroupNorm):
+            for part, values in module.named_parameters():
+                as_made = values.detach().numpy()
+                named[f"{name}.{part}"] = named.get(f"{name}.1.{part}", as_made)
+    turned = named.get("conv_out.weight")
+    if turned is not None and turned.ndim == unet.conv_out.weight.ndim:
+        named["conv_out.weight"] = np.flip(turned, (2, 3)).swapaxes(0, 1)
+    return named

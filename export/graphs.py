@@ -14,7 +14,9 @@ from torch import Tensor, nn
 
 from export.inference_form import inference_form
 from export.structure import BATCH_AXIS
+from training.config import ModelConfig
 from training.model import DiffusionModel
+from training.unet import UNet
 
 OPSET = 20
 """Version of the ONNX operators, whatever the exporter's default."""
@@ -44,16 +46,25 @@ def export_graphs(model: DiffusionModel) -> Graphs:
     Args:
         model: on the CPU, float32, in eval mode (training.checkpoint.ema_model).
     """
-    config = model.config
     # Two tensors: of one given twice the exporter makes one input.
     t = torch.zeros(_EXAMPLE_ROWS, dtype=torch.int64)
     label = torch.zeros(_EXAMPLE_ROWS, dtype=torch.int64)
-    x_t = torch.zeros(_EXAMPLE_ROWS, config.image_channels, config.image_size, config.image_size)
-    emb = torch.zeros(_EXAMPLE_ROWS, config.condition_width)
     return Graphs(
         _export("embedding", model.embedding, (t, label), ["t", "label"], "emb"),
-        _export("unet", inference_form(model.unet), (x_t, emb), ["x_t", "emb"], "eps"),
+        export_unet(inference_form(model.unet), model.config),
     )
+
+
+def export_unet(unet: UNet, config: ModelConfig) -> bytes:
+    """The graph of a U-Net with the modules that it has.
+
+    Args:
+        unet: on the CPU, float32, in eval mode.
+        config: its shape.
+    """
+    x_t = torch.zeros(_EXAMPLE_ROWS, config.image_channels, config.image_size, config.image_size)
+    emb = torch.zeros(_EXAMPLE_ROWS, config.condition_width)
+    return _export("unet", unet, (x_t, emb), ["x_t", "emb"], "eps")
 
 
 def _export(
