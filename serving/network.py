@@ -30,6 +30,11 @@ _MAX_LANES = 512  # on CUDA, if it is not said how many; two rows each
 _EMBEDDING_CHUNK = 1024  # rows; bounds the memory of embedding_table
 
 
+ROWS_AT_ONCE = 16
+"""Rows that a session computes together. What an operator writes of more is out of the cache before
+the next one reads it, and fewer make no better use of a thread (benchmarks/LEVERS.md)."""
+
+
 class UNet:
     """unet.onnx on the threads of one session, as a Network. From one thread at a time."""
 
@@ -37,6 +42,13 @@ class UNet:
         self._session = session
 
     def __call__(self, x_t: Float32Array, emb: Float32Array, /) -> Float32Array:
+        parts = -(-len(x_t) // ROWS_AT_ONCE)
+        if parts <= 1:
+            return self._run(x_t, emb)
+        shares = zip(np.array_split(x_t, parts), np.array_split(emb, parts), strict=True)
+        return np.concatenate([self._run(*share) for share in shares])
+
+    def _run(self, x_t: Float32Array, emb: Float32Array) -> Float32Array:
         return cast("Float32Array", self._session.run("eps", {"x_t": x_t, "emb": emb}))
 
 

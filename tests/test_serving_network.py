@@ -15,7 +15,8 @@ from serving.bundle import Bundle, BundleError, load_bundle
 from serving.cpu_count import usable_cpus
 from serving.engine import Engine
 from serving.engine_model import EngineModel
-from serving.network import OnnxNetwork, embedding_table
+from serving.network import ROWS_AT_ONCE, OnnxNetwork, embedding_table
+from serving.onnx_session import Session
 from serving.request import Outcome
 from serving.self_test import run_self_test
 from tests.fakes import RecordingSink, embedding_graph, spec, unet_graph, write_tiny_bundle
@@ -71,6 +72,28 @@ def test_any_batch_size_runs_unpadded_on_the_cpu(bundle: Bundle, batch: int) -> 
     assert network.padded_rows(batch) == batch
     alone = np.concatenate([network(x_t[i : i + 1], emb[i : i + 1]) for i in range(batch)])
     np.testing.assert_allclose(eps, alone, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("batch", [16, 17, 33])
+def test_no_more_rows_than_stay_in_the_cache_are_computed_together(
+    bundle: Bundle, monkeypatch: pytest.MonkeyPatch, batch: int
+) -> None:
+    network = OnnxNetwork(bundle, num_threads=1)
+    together: list[int] = []
+
+    def noted(session: Session, output: str, inputs: dict[str, np.ndarray]) -> np.ndarray:
+        together.append(len(inputs["x_t"]))
+        return run(session, output, inputs)
+
+    run = Session.run
+    monkeypatch.setattr(Session, "run", noted)
+    x_t, emb = rows(batch)
+    eps = network(x_t, emb)
+    assert sum(together) == batch
+    assert max(together) <= ROWS_AT_ONCE
+    assert max(together) - min(together) <= 1
+    for i in range(batch):
+        np.testing.assert_array_equal(eps[i], network(x_t[i : i + 1], emb[i : i + 1])[0])
 
 
 @pytest.mark.parametrize("threads", [2, 3])
