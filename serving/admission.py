@@ -6,12 +6,11 @@ from bisect import bisect_left, bisect_right
 import numpy as np
 import numpy.typing as npt
 
-from serving.filling_up import FillingUp
+from serving.filling_up import LIKE_SIZE, FillingUp
 from serving.pace import Pace
 from serving.request import DeadlineUnmeetable, GenerateSpec, QueueFull
 from serving.scheduling import (
     EMPTY_BACKLOG,
-    LIKE_SIZE,
     Backlog,
     SchedulingPolicy,
 )

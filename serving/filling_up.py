@@ -14,6 +14,9 @@ Int64Array = npt.NDArray[np.int64]
 Float64Array = npt.NDArray[np.float64]
 BoolArray = npt.NDArray[np.bool_]
 
+LIKE_SIZE = 4
+"""Requests are of like size if neither has more than this many times the other's work."""
+
 LEAST_STRETCH = 1.25
 STRETCH_PER_SHARE = 6.0
 """A step takes up to LEAST_STRETCH + this * s times as long with those that fill it up as without
@@ -27,6 +30,11 @@ MEMORY_SECONDS = 10.0
 
 EFFICIENCY = 0.95
 """Rows per second, relative to those of a full batch, beyond which a step is not filled up."""
+
+EXPECTED_SECONDS = 60.0
+"""Of the engine's work, for which more small requests are expected after one has come. Meanwhile
+the steps of large ones have no more rows than EFFICIENCY asks for: whoever comes waits for the end
+of one."""
 
 
 class FillingUp:
@@ -42,6 +50,8 @@ class FillingUp:
         self._pace = pace
         self._workers = workers
         self._short_share = 0.0
+        self._seconds_since_short = math.inf
+        self._small_size = math.inf
 
     @property
     def stretch(self) -> float:
@@ -53,6 +63,27 @@ class FillingUp:
         """Takes note of a worker's step, and whether limit() took lanes away from it."""
         new = 1.0 - math.exp(-seconds / (self._workers * MEMORY_SECONDS))
         self._short_share += new * (kept_short - self._short_share)
+        since = self._seconds_since_short + seconds / self._workers
+        self._seconds_since_short = 0.0 if kept_short else since
+
+    def expected(self, size: int) -> bool:
+        """Whether small requests have come lately to which one of `size` rows is a large one."""
+        lately = self._seconds_since_short <= EXPECTED_SECONDS
+        return lately and size > LIKE_SIZE * self._small_size
+
+    def ready_lanes(self, rows_per_lane: float, lanes: int) -> int:
+        """Lanes of a worker in steps of large requests while small ones are expected.
+
+        Args:
+            rows_per_lane: of a step.
+            lanes: that the worker has.
+        """
+        cost = self._pace.cost
+        if cost is None:
+            return lanes
+        most_rows = self._workers * lanes * rows_per_lane
+        rows = cost.efficient_rows(1.0, most_rows, EFFICIENCY)
+        return min(math.ceil(rows / (self._workers * rows_per_lane)), lanes)
 
     def rows(self, served_rows: float, most_rows: float) -> float:
         """Rows up to which a step is filled up; `most_rows` before any step was timed.
@@ -71,7 +102,12 @@ class FillingUp:
         return max(served_rows, min(max(free, min(within, efficient)), most_rows))
 
     def limit(
-        self, given: Int64Array, fills: BoolArray, rows_per_lane: Float64Array, lanes: int
+        self,
+        given: Int64Array,
+        fills: BoolArray,
+        rows_per_lane: Float64Array,
+        lanes: int,
+        small_size: int,
     ) -> bool:
         """Takes lanes from requests that only fill up, as far as they slow the others down.
 
@@ -81,6 +117,7 @@ class FillingUp:
             fills: bool [requests], which of them only fill up.
             rows_per_lane: float64 [requests], of a step.
             lanes: that the worker has.
+            small_size: rows of the smallest of those that go first.
 
         Returns:
             whether it took any.
@@ -95,4 +132,6 @@ class FillingUp:
         allowed = np.floor(np.maximum(room - (np.cumsum(rows) - rows), 0.0) / rows_per_lane)
         kept_short = bool((allowed < given)[fills].any())
         np.minimum(given, allowed.astype(np.int64), out=given, where=fills)
+        if kept_short:
+            self._small_size = small_size
         return kept_short

@@ -9,10 +9,11 @@ from typing import Literal, get_args
 import numpy as np
 import numpy.typing as npt
 
-from serving.filling_up import FillingUp
+from serving.filling_up import LIKE_SIZE, FillingUp
 
 Int64Array = npt.NDArray[np.int64]
 Float64Array = npt.NDArray[np.float64]
+BoolArray = npt.NDArray[np.bool_]
 
 SchedulingPolicy = Literal["srpt", "fifo"]
 """srpt: shortest remaining work (processing time) first, with ageing. fifo: as they came."""
@@ -24,9 +25,6 @@ ones and it are served."""
 REVIEW_STEPS = 4
 """Steps after which the lanes are given out anew, if nothing that matters happens before and no
 request is without any."""
-
-LIKE_SIZE = 4
-"""Requests are of like size if neither has more than this many times the other's work."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -236,29 +234,81 @@ class WorkQueue:
         if elsewhere is not None:  # lanes of a request that has ended may be under way there
             wanted = np.maximum(wanted - elsewhere, 0)
         slots = wanted.nonzero()[0]
+        lanes = self._ready_lanes(slots, lanes, filling_up)
         self._full_step = lanes
         self._choose_elder(slots, wanted, held)
         if slots.size <= 1:
             return slots, np.minimum(wanted[slots], lanes)
-        elder_first = self._elder is not None and self._owed >= self._ageing * lanes
+        elder_first = self._is_elder_first(slots, lanes, worker)
         ranked = self._ranked(slots, held, lanes, elder_first=elder_first)
-        kept = self._kept(ranked, wanted, held)
+        fills = self._fills(ranked, 1 if elder_first else 0)
+        wants = wanted[ranked]
+        if fills.any():
+            self._share_the_small(ranked, wants, ~fills, 1 if elder_first else 0)
+        kept = np.minimum(self._kept(ranked, wanted, held), wants)
         if elder_first:  # a step at once, not the lanes that others leave one by one
             kept[self._order[ranked] > self._order[self._elder]] = 0
         kept = _within(kept, lanes)
-        more = wanted[ranked] - kept
+        more = wants - kept
         given = kept + _within(more, lanes - int(kept.sum()))
         if not self._fifo:
-            others = slice(int(elder_first), None)  # the elder is to have its lanes
-            sizes = self._work[ranked][others]
-            fills = np.zeros(ranked.size, dtype=np.bool_)
-            fills[others] = sizes > LIKE_SIZE * sizes[:1]
             self.keeps_short[worker] = filling_up.limit(
-                given, fills, self._rows_per_lane[ranked], lanes
+                given, fills, self._rows_per_lane[ranked], lanes, int(self._work[slots].min())
             )
         if not given.all():
             self._steps_until_review[worker] = 1
         return ranked, given
+
+    def _ready_lanes(self, slots: Int64Array, lanes: int, filling_up: FillingUp) -> int:
+        """Lanes that are given out: fewer if all are large here, and small ones are expected."""
+        if self._fifo or not slots.size:
+            return lanes
+        smallest = slots[self._work[slots].argmin()]
+        if not filling_up.expected(int(self._work[smallest])):
+            return lanes
+        return filling_up.ready_lanes(float(self._rows_per_lane[smallest]), lanes)
+
+    def _is_elder_first(self, slots: Int64Array, lanes: int, worker: int) -> bool:
+        """Whether the elder has a step of this worker at once.
+
+        Not where it would stop much smaller requests for so long while another worker, whose steps
+        are not kept short for them, can make its step.
+        """
+        if self._elder is None or self._owed < self._ageing * lanes:
+            return False
+        smallest = int(self._work[slots].min())
+        others = [short for i, short in enumerate(self.keeps_short) if i != worker]
+        if self._work[self._elder] <= LIKE_SIZE * smallest or all(others):
+            return True
+        self._steps_until_review = [0] * len(self.keeps_short)
+        return False
+
+    def _fills(self, ranked: Int64Array, first: int) -> BoolArray:
+        """Which requests are much larger than the most urgent, and only fill its steps up.
+
+        Args:
+            ranked: the most urgent first.
+            first: how many of them, at the front, have their lanes whatever their size.
+        """
+        fills = np.zeros(ranked.size, dtype=np.bool_)
+        if not self._fifo:
+            sizes = self._work[ranked][first:]
+            fills[first:] = sizes > LIKE_SIZE * sizes[:1]
+        return fills
+
+    def _share_the_small(
+        self, ranked: Int64Array, wants: Int64Array, small: BoolArray, first: int
+    ) -> None:
+        """Leaves to the other workers their shares of the small requests, in `wants`.
+
+        Two of them in one step take as long as both one after the other, nearly, while another
+        worker spends that time on what can wait.
+        """
+        small = small.copy()
+        small[:first] = False
+        workers = len(self.keeps_short)
+        share = -(-int(self.unfinished[ranked[small]].sum()) // workers)
+        wants[small] = _within(wants[small], share)
 
     def backlog(self, images_running: int, images_shared: int = 0) -> Backlog:
         """What is here, with so many of the images in lanes, and others that await one of those."""

@@ -7,7 +7,9 @@ import pytest
 
 from serving.filling_up import (
     EFFICIENCY,
+    EXPECTED_SECONDS,
     LEAST_STRETCH,
+    LIKE_SIZE,
     MEMORY_SECONDS,
     STRETCH_PER_SHARE,
     FillingUp,
@@ -268,6 +270,7 @@ def test_a_step_is_filled_up_as_far_as_it_pays_and_those_before_can_bear(
     assert queue.keeps_short == [True]
     for slot in smalls:
         queue.withdraw(slot)
+    filling_up.observe(EXPECTED_SECONDS + 1.0, kept_short=False)
     assert allot(queue, 64, filling_up) == {large: 64}
     assert queue.keeps_short == [False]
 
@@ -304,6 +307,109 @@ def test_rows_that_would_only_be_padded_are_filled_up_whatever_else_holds() -> N
     large = add(queue, 1, 1000, 10)
     pace = Pace(64, {4: 1.0, 64: 16.0}, padded_rows=lambda rows: 4 if rows <= 4 else 64)
     assert allot(queue, 32, FillingUp(pace))[large] == 1
+
+
+def expecting(fixed_seconds: float, workers: int = 1, small_size: int = 10) -> FillingUp:
+    """Of `filling`, where a step was just kept short for a request of so many rows."""
+    pace = Pace(128, {rows: fixed_seconds + rows for rows in (1, 128)})
+    pace.observe(128, fixed_seconds + 128)
+    filling_up = FillingUp(pace, workers)
+    given = np.array([1, 100])
+    assert filling_up.limit(given, np.array([False, True]), np.ones(2), 128, small_size)
+    filling_up.observe(1.0, kept_short=True)
+    return filling_up
+
+
+def test_steps_of_large_requests_are_shorter_while_small_ones_are_expected() -> None:
+    queue, filling_up = WorkQueue(4), expecting(fixed_seconds=2.0)
+    large = add(queue, 1, images=64, image_work=250)
+    lanes = allot(queue, 64, filling_up)[large]
+    rate = {n: n / (2.0 + n) for n in (lanes - 1, lanes, 64)}
+    assert rate[lanes - 1] < EFFICIENCY * rate[64] <= rate[lanes]
+    filling_up.observe(EXPECTED_SECONDS, kept_short=False)
+    assert allot(queue, 64, filling_up) == {large: lanes}
+    filling_up.observe(1.0, kept_short=False)
+    assert allot(queue, 64, filling_up) == {large: 64}, "none has come for long"
+
+
+def test_small_requests_themselves_have_all_lanes_while_more_are_expected() -> None:
+    queue, filling_up = WorkQueue(4), expecting(fixed_seconds=2.0, small_size=10)
+    small = add(queue, 1, images=LIKE_SIZE, image_work=10)
+    assert allot(queue, 4, filling_up) == {small: LIKE_SIZE}
+    queue = WorkQueue(4)
+    large = add(queue, 1, images=LIKE_SIZE + 1, image_work=10)
+    assert allot(queue, 5, expecting(fixed_seconds=0.0))[large] == 1
+
+
+def test_lanes_of_guided_requests_are_counted_in_rows_while_small_ones_are_expected() -> None:
+    once, twice = (
+        expecting(fixed_seconds=2.0).ready_lanes(rows_per_lane, 32) for rows_per_lane in (1.0, 2.0)
+    )
+    assert twice < once < 32
+
+
+def worker_allots(
+    queue: WorkQueue, worker: int, held: dict[int, int], elsewhere: dict[int, int], lanes: int = 8
+) -> dict[int, int]:
+    has, others = (np.zeros(queue.slots, dtype=np.int64) for _ in range(2))
+    for slot, each in held.items():
+        has[slot] = each
+    for slot, each in elsewhere.items():
+        others[slot] = each
+    slots, given = queue.allot(
+        has, lanes, filling(fixed_seconds=1.0), elsewhere=others, worker=worker
+    )
+    return {slot: n for slot, n in zip(slots.tolist(), given.tolist(), strict=True) if n}
+
+
+def test_each_worker_takes_its_share_of_the_small_requests() -> None:
+    queue = WorkQueue(8, workers=2)
+    large = add(queue, 1, images=64, image_work=250)
+    small = [add(queue, order, images=1, image_work=10) for order in (2, 3, 4)]
+    first = worker_allots(queue, 0, {large: 8}, {large: 8})
+    assert {slot for slot in small if slot in first} == set(small[:2])
+    second = worker_allots(queue, 1, {large: 8}, dict.fromkeys(small[:2], 1))
+    assert [slot for slot in small if slot in second] == small[2:]
+
+
+def test_small_requests_without_large_ones_beside_them_are_not_held_back() -> None:
+    queue = WorkQueue(8, workers=2)
+    small = [add(queue, order, images=1, image_work=10) for order in range(3)]
+    assert worker_allots(queue, 0, {}, {}) == dict.fromkeys(small, 1)
+
+
+def passed_over(workers: int) -> tuple[WorkQueue, int, int]:
+    """A queue in which the elder is owed a step, and a small one waits: (queue, elder, small)."""
+    queue = WorkQueue(8, workers=workers)
+    elder = add(queue, 1, images=8, image_work=250)
+    while True:
+        passing = add(queue, 2, images=64, image_work=20)
+        allotted = worker_allots(queue, 0, {}, {})
+        if elder in allotted:  # it has a step at once
+            queue.withdraw(passing)
+            queue.free(passing)
+            return queue, elder, add(queue, 3, images=1, image_work=10)
+        for _ in range(20):
+            serve(queue, {passing: 8})
+            worker_allots(queue, 0, {passing: 8}, {})
+        queue.withdraw(passing)
+        queue.free(passing)
+
+
+def test_the_elder_has_its_step_of_a_worker_that_serves_no_small_request() -> None:
+    queue, elder, small = passed_over(workers=2)
+    first = worker_allots(queue, 0, {}, {})
+    assert first == {small: 1}, "the elder is left to the other worker"
+    assert queue.keeps_short[0]
+    assert worker_allots(queue, 1, {}, {small: 1}) == {elder: 8}
+
+
+def test_the_elder_has_its_step_where_all_workers_serve_small_requests() -> None:
+    queue, elder, _ = passed_over(workers=2)
+    queue.keeps_short[1] = True
+    assert elder in worker_allots(queue, 0, {}, {})
+    queue, elder, _ = passed_over(workers=1)
+    assert elder in worker_allots(queue, 0, {}, {})
 
 
 def test_requests_of_like_size_do_not_limit_each_other() -> None:
