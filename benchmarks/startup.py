@@ -37,7 +37,7 @@ _UNTUNED = ("--max-rows", "64")  # trying out batch sizes is no part of a start
 
 PACKAGES = {
     OURS: ("simple-diffusion[serving]",),
-    OURS_IN_8_BITS: ("simple-diffusion[serving,openvino]",),
+    OURS_IN_8_BITS: ("simple-diffusion[serving]",),
     "ONNX Runtime loop": ("onnxruntime",),
     "diffusers, eager fp32": ("diffusers", "torch"),
     "Triton": ("nvidia-pytriton", "onnxruntime"),

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from benchmarks import results
+from benchmarks.equal_loss import courses, equal_loss
 from benchmarks.results import Spread
 from benchmarks.roof import (
     CHANNELS,
@@ -139,6 +140,26 @@ def measure(
     }
 
 
+def measure_equal_loss(
+    config: TrainConfig, dataset: Dataset, *, train_steps: int, every: int
+) -> dict[str, Any]:
+    """How much sooner our loop, new, is where the plain one, new, is after so many train steps."""
+    found = courses(
+        {"ours": OurLoop(config, dataset), PLAIN: PlainLoop(config, dataset)},
+        lambda weights: eps_error_on_test_images(weights, config, dataset),
+        train_steps,
+        every,
+    )
+    compared = equal_loss(found["ours"], found[PLAIN])
+    return {
+        "train_images": len(dataset.train.images),
+        "plain": compared.of_other,
+        "ours": compared.of_loop,
+        "times_as_fast": compared.times_as_fast,
+        "courses": found,
+    }
+
+
 @torch.no_grad()
 def eps_error_on_test_images(
     weights: dict[str, Tensor], config: TrainConfig, dataset: Dataset
@@ -185,24 +206,47 @@ def bf16_candidates() -> dict[str, tuple[int, Callable[[], object]]]:
 @click.command(context_settings={"show_default": True})
 @click.option("--rounds", type=click.IntRange(1), default=4)
 @click.option("--steps", type=click.IntRange(1), default=6, help="Train steps of a turn.")
+@click.option("--equal-loss-steps", type=click.IntRange(1), default=300,
+              help="Train steps of the plain loop whose error ours is to reach.")  # fmt: skip
+@click.option("--equal-loss-every", type=click.IntRange(1), default=10,
+              help="Train steps between two looks at the error.")  # fmt: skip
+@click.option("--data-dir", type=click.Path(path_type=Path),
+              help="With the IDX files of MNIST. [default: 500 of them in tests/data]")  # fmt: skip
 @click.option("--compile/--no-compile", "compiled", default=True)
 @click.option("--quick", is_flag=True, help="The tiny network, a step each.")
 @click.option("--output", type=click.Path(file_okay=False, path_type=Path))
-def main(*, rounds: int, steps: int, compiled: bool, quick: bool, output: Path | None) -> None:
-    """Measures the training loops; about three minutes."""
+def main(
+    *,
+    rounds: int,
+    steps: int,
+    equal_loss_steps: int,
+    equal_loss_every: int,
+    data_dir: Path | None,
+    compiled: bool,
+    quick: bool,
+    output: Path | None,
+) -> None:
+    """Measures the training loops; about five minutes."""
     before = results.machine()
     preset = PRESETS["tiny" if quick else "base"]
     config = dataclasses.replace(
-        preset, data_dir=SAMPLE, allow_other_data=True, device="cpu",
+        preset, data_dir=data_dir or SAMPLE, allow_other_data=True, device="cpu",
         batch_size=8 if quick else preset.batch_size,
     )  # fmt: skip
-    dataset = load_dataset(config.dataset, SAMPLE, verify=False)
+    dataset = load_dataset(config.dataset, config.data_dir, verify=data_dir is not None)
     data = measure(
         config,
         dataset,
         rounds=1 if quick else rounds,
         steps=1 if quick else steps,
         compiled=compiled and not quick,
+    )
+    click.echo("time to equal loss")
+    data["equal_loss"] = measure_equal_loss(
+        config,
+        dataset,
+        train_steps=2 if quick else equal_loss_steps,
+        every=1 if quick else equal_loss_every,
     )
     results.save("training", data, before, quick=quick, output=output)
 

@@ -104,8 +104,8 @@ class ServerConfig:
     )
     max_lanes: int | Literal["auto"] = flag(
         "auto",
-        "Images denoised at once, per model. auto: the smallest number that gives 95 % of the best"
-        " throughput in steps of at most 50 ms, measured at the start in a second.",
+        "Images denoised at once, per model. auto: the smallest number that gives 98 % of the best"
+        " throughput in steps of at most 30 ms, measured at the start in a second.",
         kind=AutoOrInteger(1, 4096),
     )
     max_queued_images: int = flag(

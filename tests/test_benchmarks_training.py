@@ -2,6 +2,7 @@
 
 import dataclasses
 import math
+import time
 from pathlib import Path
 
 import pytest
@@ -9,6 +10,7 @@ import torch
 from torch import Tensor
 
 from benchmarks import training_loops
+from benchmarks.equal_loss import Point, courses, equal_loss
 from benchmarks.training import eps_error_on_test_images, make_loops
 from benchmarks.training_loops import OurLoop, OurProcesses, PlainLoop
 from tests.tiny_training import SAMPLE, small_digits, tiny_config
@@ -51,6 +53,33 @@ def test_a_loop_whose_packages_are_missing_is_left_out_and_said_so(
     loops, left_out = make_loops(tiny_config(tmp_path), small_digits(), compiled=False)
     assert list(loops) == ["ours", "plain fp32 loop"]
     assert set(left_out.values()) == {"not installed: accelerate"}
+
+
+def test_loops_take_turns_and_the_look_at_the_error_takes_no_time(tmp_path: Path) -> None:
+    config = tiny_config(tmp_path)
+    loop = PlainLoop(config, small_digits())
+
+    def slow_error(weights: dict[str, Tensor]) -> float:
+        time.sleep(0.2)
+        return eps_error_on_test_images(weights, config, small_digits())
+
+    found = courses({"a": loop, "b": PlainLoop(config, small_digits())}, slow_error, 5, every=2)
+    assert list(found) == ["a", "b"]
+    assert [point.train_steps for point in found["a"]] == [2, 4]
+    first, last = found["a"]
+    assert 0 < first.seconds < last.seconds < 0.2
+    assert last.error == eps_error_on_test_images(loop.weights(), config, small_digits())
+
+
+def test_equal_loss_is_the_lowest_that_the_other_came_to() -> None:
+    other = [Point(10, 1.0, 0.5), Point(20, 2.0, 0.2), Point(30, 3.0, 0.3)]
+    loop = [Point(10, 0.5, 0.21), Point(20, 0.8, 0.2), Point(30, 1.2, 0.1)]
+    compared = equal_loss(loop, other)
+    assert (compared.of_other, compared.of_loop) == (other[1], loop[1])
+    assert compared.times_as_fast == pytest.approx(2.0 / 0.8)
+    never = equal_loss(loop[:1], other)
+    assert never.of_loop is None
+    assert never.times_as_fast is None
 
 
 def test_several_processes_train_what_one_does() -> None:

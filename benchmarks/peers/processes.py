@@ -91,24 +91,20 @@ def server(name: str, environment: str | None, what: str, *flags: str) -> Peer:
 
 
 OURS = "simple-diffusion"
-OURS_IN_8_BITS = "simple-diffusion, 8 bits on OpenVINO"
+OURS_IN_8_BITS = "simple-diffusion, 8 bits"
 OWN = (OURS, OURS_IN_8_BITS)
 PEERS = (
     server(
         OURS,
         ".venv-serving",
-        "this project's server over gRPC, with --spin, as docs/operations.md says for CPUs that"
-        " are the server's alone",
-        "--spin",
+        "this project's server over gRPC, as it starts without flags",
     ),
     server(
         OURS_IN_8_BITS,
-        None,
-        "the same with models/mnist-int8 and --provider openvino",
+        ".venv-serving",
+        "the same with models/mnist-int8",
         "--model",
         "models/mnist-int8",
-        "--provider",
-        "openvino",
     ),
     loop("ONNX Runtime loop", None, "onnx", "unet.onnx in a NumPy loop, 2 threads"),
     loop("diffusers, eager fp32", ".venv-peers", "eager-fp32", "DiffusionPipeline, channels_last"),
