@@ -70,7 +70,8 @@ class WorkQueue:
 
     Requests are served whole as far as there are lanes. A much larger one that fills up the rest
     slows those before it down, as more rows take longer. So it gets no more than makes good use of
-    the network, and bearable steps (serving.filling_up).
+    the network, and bearable steps (serving.filling_up). Beside it, each worker takes its share of
+    the small ones; the elder has its step where none is served, if there is such a worker.
 
     Attributes:
         waiting: int64 [slots], images that have had no lane yet.
@@ -241,10 +242,11 @@ class WorkQueue:
             return slots, np.minimum(wanted[slots], lanes)
         elder_first = self._is_elder_first(slots, lanes, worker)
         ranked = self._ranked(slots, held, lanes, elder_first=elder_first)
-        fills = self._fills(ranked, 1 if elder_first else 0)
+        first = int(elder_first)  # the elder is to have its lanes, whatever its size
+        fills = self._fills(ranked, first)
         wants = wanted[ranked]
         if fills.any():
-            self._share_the_small(ranked, wants, ~fills, 1 if elder_first else 0)
+            self._share_the_small(ranked[first:], wants[first:], ~fills[first:])
         kept = np.minimum(self._kept(ranked, wanted, held), wants)
         if elder_first:  # a step at once, not the lanes that others leave one by one
             kept[self._order[ranked] > self._order[self._elder]] = 0
@@ -296,16 +298,12 @@ class WorkQueue:
             fills[first:] = sizes > LIKE_SIZE * sizes[:1]
         return fills
 
-    def _share_the_small(
-        self, ranked: Int64Array, wants: Int64Array, small: BoolArray, first: int
-    ) -> None:
+    def _share_the_small(self, ranked: Int64Array, wants: Int64Array, small: BoolArray) -> None:
         """Leaves to the other workers their shares of the small requests, in `wants`.
 
         Two of them in one step take as long as both one after the other, nearly, while another
         worker spends that time on what can wait.
         """
-        small = small.copy()
-        small[:first] = False
         workers = len(self.keeps_short)
         share = -(-int(self.unfinished[ranked[small]].sum()) // workers)
         wants[small] = _within(wants[small], share)
