@@ -63,8 +63,9 @@ def section(data: dict[str, Any]) -> str:
     )
     return paragraphs(
         f"A row of the network is {number(data['multiply_adds_per_row'] / 1e6)} M multiply-adds"
-        f" (Conv, Gemm, MatMul), counted from unet.onnx. {data['threads']} threads. The peak is"
-        " the best of these in the same turn, median (range) over turns:",
+        " (Conv, ConvTranspose, Gemm, MatMul), counted from unet.onnx."
+        f" {data['threads']} threads. The peak is the best of these in the same turn, median"
+        " (range) over turns:",
         peaks,
         batches,
         f"Where the time of a call with {profile['batch']} rows goes, by ONNX Runtime's"
