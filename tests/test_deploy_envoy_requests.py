@@ -128,11 +128,11 @@ async def test_the_callers_deadline_gets_to_the_server(method: str) -> None:
         edge.slow_down(0.02)  # which the server, that has measured nothing yet, cannot foresee
         request = pb.GenerateRequest(label=1, count=1, num_steps=1000)
         begin = time.monotonic()
-        call = getattr(front.stub, method)(request, timeout=0.5)
+        call = getattr(front.stub, method)(request, timeout=1.5)
         with pytest.raises(grpc.aio.AioRpcError) as caught:
             await (call if method == "Generate" else call.read())
         assert caught.value.code() is grpc.StatusCode.DEADLINE_EXCEEDED
-        assert 0.4 < time.monotonic() - begin < 5
+        assert 1.4 < time.monotonic() - begin < 6
         await edge.until(lambda: edge.engine.statistics().lanes_active == 0)
         await edge.until(
             lambda: edge.finished(method, "DEADLINE_EXCEEDED") + edge.finished(method, "CANCELLED")

@@ -330,20 +330,20 @@ async def test_a_full_queue_says_when_to_come_back() -> None:
 
 
 async def test_a_request_without_a_deadline_gets_that_of_the_server() -> None:
-    async with running_edge(request_timeout_seconds=0.3) as edge:
+    async with running_edge(request_timeout_seconds=1.5) as edge:
         edge.hold()
         begin = time.monotonic()
         call = edge.stub.Generate(request(num_steps=500))
         own = edge.stub.Generate(request(), timeout=30)
         await edge.until(lambda: edge.service.exchanges.active == 2)
-        await asyncio.sleep(0.3)
+        await asyncio.sleep(1.5)
         edge.release()
         error = await refusal(call)
         seconds = time.monotonic() - begin
         await own
         late = await refusal(edge.stub.Generate(request(count=32, num_steps=1000)))
     assert error.code() is grpc.StatusCode.DEADLINE_EXCEEDED
-    assert seconds < 5
+    assert 1.4 < seconds < 10
     assert late.code() in (
         grpc.StatusCode.RESOURCE_EXHAUSTED,  # if the pace shows that it cannot be met
         grpc.StatusCode.DEADLINE_EXCEEDED,
@@ -355,16 +355,16 @@ async def test_a_deadline_that_cannot_be_met_is_refused_at_once_with_the_estimat
         edge.slow_down(0.02)
         await edge.stub.Generate(request())  # the pace is known from here on
         begin = time.monotonic()
-        error = await refusal(edge.stub.Generate(request(num_steps=200), timeout=0.5))
+        error = await refusal(edge.stub.Generate(request(num_steps=1000), timeout=5))
         seconds = time.monotonic() - begin
-        await edge.stub.Generate(request(num_steps=10), timeout=5)
+        await edge.stub.Generate(request(num_steps=10), timeout=20)
         refused = edge.metrics.value("diffusion_requests_refused_total", reason="deadline")
     assert error.code() is grpc.StatusCode.RESOURCE_EXHAUSTED
     assert "the deadline cannot be met: this would take about" in str(error.details())
     delay = details(error, error_details_pb2.RetryInfo).retry_delay
     pushback = int(dict(error.trailing_metadata())["grpc-retry-pushback-ms"])
     assert delay.ToMilliseconds() == pushback > 1000
-    assert seconds < 0.4, "not at once"
+    assert seconds < 4, "not at once"
     assert refused == 1
 
 
@@ -402,11 +402,11 @@ async def test_a_deadline_ends_the_request_and_frees_its_lanes(streaming: bool) 
         begin = time.monotonic()
         asked = request(count=20, num_steps=1000)
         if streaming:
-            error = await refusal(collect(edge.stub.GenerateStream(asked, timeout=0.3)))
+            error = await refusal(collect(edge.stub.GenerateStream(asked, timeout=1.5)))
         else:
-            error = await refusal(edge.stub.Generate(asked, timeout=0.3))
+            error = await refusal(edge.stub.Generate(asked, timeout=1.5))
         assert error.code() is grpc.StatusCode.DEADLINE_EXCEEDED
-        assert 0.25 < time.monotonic() - begin < 2
+        assert 1.4 < time.monotonic() - begin < 5
         await edge.until(lambda: edge.engine.statistics().requests_active == 0)
         await edge.until(lambda: edge.engine.statistics().lanes_active == 0)
         method = "GenerateStream" if streaming else "Generate"
