@@ -19,50 +19,66 @@ class Point:
 
 
 @dataclass(frozen=True, slots=True)
+class Run:
+    """A loop, and how long it is to train."""
+
+    loop: TrainingLoop
+    train_steps: int
+
+
+@dataclass(frozen=True, slots=True)
 class EqualLoss:
-    """When a loop was as good as another one at its end.
+    """When one of several runs was as good as another loop at its best.
 
     Attributes:
         of_other: the first of the other's points with its lowest error.
-        of_loop: the first of the loop's points with no larger error; None if there is none.
+        name: of the run that was there soonest; None if none was.
+        of_run: the first of its points with no larger error.
     """
 
     of_other: Point
-    of_loop: Point | None
+    name: str | None
+    of_run: Point | None
 
     @property
     def times_as_fast(self) -> float | None:
-        """The other's seconds by the loop's; None if it never got there."""
-        return None if self.of_loop is None else self.of_other.seconds / self.of_loop.seconds
+        """The other's seconds by the run's; None if it never got there."""
+        return None if self.of_run is None else self.of_other.seconds / self.of_run.seconds
 
 
 def courses(
-    loops: dict[str, TrainingLoop],
-    error: Callable[[dict[str, Tensor]], float],
-    train_steps: int,
-    every: int,
+    runs: dict[str, Run], error: Callable[[dict[str, Tensor]], float], every: int
 ) -> dict[str, list[Point]]:
     """Lets loops train in turns, and measures the error of each after every turn.
 
     Args:
-        loops: by name.
+        runs: by name.
         error: of weights; the time it takes does not count.
-        train_steps: of each loop in all.
-        every: train steps of a turn.
+        every: train steps of a turn; the last one of a run may have fewer.
     """
-    found: dict[str, list[Point]] = {name: [] for name in loops}
-    seconds = dict.fromkeys(loops, 0.0)
-    for done in range(every, train_steps + 1, every):
-        for name, loop in loops.items():
+    found: dict[str, list[Point]] = {name: [] for name in runs}
+    seconds, done = dict.fromkeys(runs, 0.0), dict.fromkeys(runs, 0)
+    while any(done[name] < run.train_steps for name, run in runs.items()):
+        for name, run in runs.items():
+            steps = min(every, run.train_steps - done[name])
+            if not steps:
+                continue
             begin = time.perf_counter()
-            loop.run(every)
+            run.loop.run(steps)
             seconds[name] += time.perf_counter() - begin
-            found[name].append(Point(done, seconds[name], error(loop.weights())))
+            done[name] += steps
+            found[name].append(Point(done[name], seconds[name], error(run.loop.weights())))
     return found
 
 
-def equal_loss(loop: list[Point], other: list[Point]) -> EqualLoss:
-    """Compares two courses. The lowest error, so that no bad moment of the other is met instead."""
+def equal_loss(runs: dict[str, list[Point]], other: list[Point]) -> EqualLoss:
+    """Compares courses. The lowest error, so that no bad moment of the other is met instead."""
     best = min(other, key=lambda point: point.error)
-    reached = next((point for point in loop if point.error <= best.error), None)
-    return EqualLoss(best, reached)
+    there = [
+        (point, name)
+        for name, course in runs.items()
+        for point in course
+        if point.error <= best.error
+    ]
+    soonest, name = min(there, key=lambda found: found[0].seconds, default=(None, None))
+    return EqualLoss(best, name, soonest)

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from benchmarks import results
-from benchmarks.equal_loss import courses, equal_loss
+from benchmarks.equal_loss import Run, courses, equal_loss
 from benchmarks.results import Spread
 from benchmarks.roof import (
     CHANNELS,
@@ -47,6 +47,11 @@ from training.schedule import make_schedule
 SAMPLE = Path("tests/data/mnist-sample")
 PLAIN = "plain fp32 loop"
 _TEST_SEED = 12345
+
+RUN_SHARES = (0.5, 0.75, 1.0)
+"""Of the plain loop's train steps: how long ours are that are to reach its error. Each is a whole
+run, whose learning rate rises and falls within it, as whoever trains says how long that shall be.
+"""
 
 
 def make_loops(
@@ -143,19 +148,23 @@ def measure(
 def measure_equal_loss(
     config: TrainConfig, dataset: Dataset, *, train_steps: int, every: int
 ) -> dict[str, Any]:
-    """How much sooner our loop, new, is where the plain one, new, is after so many train steps."""
-    found = courses(
-        {"ours": OurLoop(config, dataset), PLAIN: PlainLoop(config, dataset)},
-        lambda weights: eps_error_on_test_images(weights, config, dataset),
-        train_steps,
-        every,
-    )
-    compared = equal_loss(found["ours"], found[PLAIN])
+    """How much sooner a run of ours is where the plain loop is within so many train steps."""
+    images = len(dataset.train.images)
+    runs = {PLAIN: Run(PlainLoop(config, dataset), train_steps)}
+    for share in RUN_SHARES:
+        steps = max(1, round(share * train_steps))
+        run = dataclasses.replace(config, epochs=steps * config.batch_size / images)
+        runs[f"ours, {steps} train steps"] = Run(OurLoop(run, dataset), steps)
+    found = courses(runs, lambda weights: eps_error_on_test_images(weights, config, dataset), every)
+    ours = {name: course for name, course in found.items() if name != PLAIN}
+    compared = equal_loss(ours, found[PLAIN])
     return {
-        "train_images": len(dataset.train.images),
+        "train_images": images,
         "plain": compared.of_other,
-        "ours": compared.of_loop,
+        "run": compared.name,
+        "ours": compared.of_run,
         "times_as_fast": compared.times_as_fast,
+        "at_the_end": {name: course[-1] for name, course in found.items()},
         "courses": found,
     }
 
@@ -207,7 +216,7 @@ def bf16_candidates() -> dict[str, tuple[int, Callable[[], object]]]:
 @click.option("--rounds", type=click.IntRange(1), default=4)
 @click.option("--steps", type=click.IntRange(1), default=6, help="Train steps of a turn.")
 @click.option("--equal-loss-steps", type=click.IntRange(1), default=300,
-              help="Train steps of the plain loop whose error ours is to reach.")  # fmt: skip
+              help="Train steps of the plain loop, whose best error is to be met.")  # fmt: skip
 @click.option("--equal-loss-every", type=click.IntRange(1), default=10,
               help="Train steps between two looks at the error.")  # fmt: skip
 @click.option("--data-dir", type=click.Path(path_type=Path),

@@ -48,6 +48,8 @@ class Batching:
         cache: ImageCache | None,
         padded_rows: Callable[[int], int],
         clock: Callable[[], float],
+        *,
+        together: bool = True,
     ) -> None:
         """Makes it without requests; the cache, None for none, lives longer.
 
@@ -58,6 +60,7 @@ class Batching:
             cache: of finished images.
             padded_rows: rows that are computed for a batch that all workers share.
             clock: seconds.
+            together: whether fewer images than workers are computed by all of these together.
         """
         self.denoisers = denoisers
         self._networks = networks
@@ -68,6 +71,7 @@ class Batching:
         self._hand_over = HandOver(self.book, self._ending)
         self._lane_giver = LaneGiver(denoisers, queue, self.book, self._hand_over, self.sharing)
         self._padded_rows = padded_rows
+        self._together = together
         self._under_way: dict[int, Step] = {}
         self._cancelled: dict[int, str] = {}
 
@@ -88,6 +92,12 @@ class Batching:
     def lanes_in_use(self) -> int:
         """Of all workers."""
         return sum(denoiser.lanes.count for denoiser in self.denoisers)
+
+    @property
+    def has_more(self) -> bool:
+        """Whether there are images beside those of the steps that are under way."""
+        under_way = sum(self.denoisers[worker].lanes.count for worker in self._under_way)
+        return self.queue.images > under_way
 
     @property
     def lanes_aside(self) -> LaneTable:
@@ -166,15 +176,16 @@ class Batching:
     def _share_of(self, worker: int, *, may_be_alone: bool) -> tuple[bool, int]:
         """Whether a worker steps for all, and how many lanes it may have.
 
-        Images that are fewer than the workers are computed by all of these together. Others are
-        shared out as evenly as their number allows; a little more, for whoever has it, does no
-        harm, and to move a lane costs something.
+        Images that are fewer than the workers are computed by all of these together, if that is
+        sooner. Others are shared out as evenly as their number allows; a little more, for whoever
+        has it, does no harm, and to move a lane costs something.
         """
         lanes, workers = self.denoisers[worker].lanes, len(self.denoisers)
         if workers == 1:
             return False, lanes.capacity
         images = self.queue.images
-        if may_be_alone and images < workers and lanes.count == self.lanes_in_use:
+        few = images < workers and lanes.count == self.lanes_in_use
+        if self._together and may_be_alone and few:
             return True, lanes.capacity
         share = -(-images // workers)
         if share < lanes.count <= share + share // 4:

@@ -53,6 +53,7 @@ class Engine:
         cache_bytes: int = 0,
         padded_rows: Callable[[int], int] = lambda rows: rows,
         step_seconds: Mapping[int, float] | None = None,
+        together: bool = True,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         """Makes an engine without work.
@@ -70,6 +71,8 @@ class Engine:
             padded_rows: rows that the network computes for a batch, for the statistics.
             step_seconds: of steps that all workers make side by side and that were timed before, by
                 their rows in all; without, as if a step took as long as its rows take one by one.
+            together: whether fewer images than workers are computed sooner by all of these together
+                than by one each.
             clock: seconds, monotonic; the clock of GenerateSpec.deadline_seconds.
         """
         if max_lanes < 1:
@@ -77,6 +80,7 @@ class Engine:
         self._model = model
         self._clock = clock
         self._padded_rows = padded_rows
+        self._together = together
         self._network = network
         self._workers = workers_of(network)[:max_lanes]
         self._under_way: dict[int, Step] = {}
@@ -117,6 +121,7 @@ class Engine:
             self._cache,
             self._padded_rows,
             self._clock,
+            together=self._together,
         )
 
     @property
@@ -133,6 +138,13 @@ class Engine:
     def has_work(self) -> bool:
         """Whether there are requests that have not ended."""
         return bool(self._batching.book)
+
+    @property
+    def can_begin(self) -> bool:
+        """Whether there may be a step for a worker that has none under way."""
+        running = self._under_way.values()
+        free = len(running) < self.workers and not any(step.alone for step in running)
+        return free and self._batching.has_more
 
     def check(self, spec: GenerateSpec) -> None:
         """Refuses a spec that no engine of this model could run. Safe from any thread.

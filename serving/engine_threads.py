@@ -285,7 +285,7 @@ class EngineThreads:
                 if not self._stepping.under_way:
                     self._idle = not self._stepping.turns.has_work
                     self._all_done.notify_all()
-                elif step is not None and not step.alone:
+                elif step is not None and self._stepping.can_begin:
                     self._tell()  # there may be more than one thread can do
         return step
 

@@ -17,7 +17,7 @@ BoolArray = npt.NDArray[np.bool_]
 LIKE_SIZE = 4
 """Requests are of like size if neither has more than this many times the other's work."""
 
-LEAST_STRETCH = 1.25
+LEAST_STRETCH = 1.1
 STRETCH_PER_SHARE = 6.0
 """A step takes up to LEAST_STRETCH + this * s times as long with those that fill it up as without
 them, where s is the share of one worker's time that goes into steps which are kept short in this
@@ -28,7 +28,7 @@ steps short before that counts: the large requests have the rest."""
 MEMORY_SECONDS = 10.0
 """Of the engine's work, over which that share is a fading mean."""
 
-EFFICIENCY = 0.95
+EFFICIENCY = 0.93
 """Rows per second, relative to those of a full batch, beyond which a step is not filled up."""
 
 EXPECTED_SECONDS = 60.0

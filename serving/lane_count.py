@@ -22,6 +22,10 @@ GOOD_ENOUGH = 0.98
 """Of the best images per second: the smallest batch that reaches this is chosen. In a server every
 step costs more than here, where nobody sends requests: 95 % here were 88 % there."""
 
+TOGETHER = 0.9
+"""Of the time in which one worker computes an image alone: all workers together have to be at least
+so quick. Any of them that is held up holds up all, and in a server that happens more often."""
+
 LONGEST_STEP_SECONDS = 0.03
 """A step that takes longer is too long a wait for whoever comes while it runs, and its memory is
 kept: what larger batches would still gain is not worth these, unless --max-lanes says so."""
@@ -39,11 +43,13 @@ class LaneCount:
         max_lanes: that were chosen.
         step_seconds: of an engine step of all workers side by side, by their lanes in all, the
             median, for the sizes that were tried.
+        together: whether one image alone is sooner done by all workers together than by one.
         seconds: that it took.
     """
 
     max_lanes: int
     step_seconds: dict[int, float]
+    together: bool
     seconds: float
 
     def summary(self) -> str:
@@ -51,7 +57,11 @@ class LaneCount:
         tried = ", ".join(
             f"{lanes}: {lanes / seconds:.0f}" for lanes, seconds in self.step_seconds.items()
         )
-        return f"rows per second by lanes, measured in {self.seconds:.2f} s: {tried}"
+        one = "all workers" if self.together else "one worker"
+        return (
+            f"rows per second by lanes, measured in {self.seconds:.2f} s: {tried};"
+            f" an image alone by {one}"
+        )
 
 
 def measure_lane_count(
@@ -59,20 +69,23 @@ def measure_lane_count(
     network: Network,
     *,
     candidates: tuple[int, ...] | None = None,
+    together: bool | None = None,
     budget_seconds: float = _BUDGET_SECONDS,
     longest_step_seconds: float = LONGEST_STEP_SECONDS,
     clock: Callable[[], float] = time.perf_counter,
 ) -> LaneCount:
     """Times whole engine steps at several sizes and chooses one.
 
-    Larger sizes are not tried once they have stopped being better or take too long. Then all are
-    timed again in turns, so that a moment in which the machine is busy harms all of them alike. It
-    takes about `budget_seconds` at most: after that, no step is begun but the first.
+    One image is tried in both ways: by all workers together, and by one of them. Larger sizes are
+    not tried once they have stopped being better or take too long. Then all are timed again in
+    turns, so that a moment in which the machine is busy harms all of them alike. It takes about
+    `budget_seconds` at most: after that, no step is begun but the first.
 
     Args:
         model: what the network draws.
         network: the noise predictor.
         candidates: lanes to try, ascending; None for CANDIDATES, or what the network has room for.
+        together: whether all workers compute one image alone; None for what is sooner.
         budget_seconds: above 0.
         longest_step_seconds: above 0; a size whose step takes longer is not chosen, unless none of
             FEWEST lanes or more takes less.
@@ -89,9 +102,13 @@ def measure_lane_count(
     if not candidates:
         raise ValueError("candidates must not be empty")
     end = (begin := clock()) + budget_seconds
-    rounds = Rounds(len(workers_of(network)))
+    workers = workers_of(network)
+    rounds = Rounds(len(workers))
     fewest = min(FEWEST, candidates[-1])
     trials: list[_Trial] = []
+    by_one: _Trial | None = None
+    if together is None and len(workers) > 1:
+        by_one = _Trial(model, workers[0], 1, rounds, clock)
     best, no_better = 0.0, 0
     for lanes in candidates:
         trials.append(trial := _Trial(model, network, lanes, rounds, clock))
@@ -104,7 +121,8 @@ def measure_lane_count(
         too_long = lanes >= fewest and trial.step_seconds > longest_step_seconds
         if clock() > end or no_better == _NO_BETTER or too_long:
             break
-    for trial in trials * (_ROUNDS - 1) if in_turns else []:
+    in_turn = [*trials, by_one] if by_one is not None else trials
+    for trial in in_turn * (_ROUNDS - 1) if in_turns else []:
         if clock() > end:
             break
         trial.step()
@@ -114,7 +132,10 @@ def measure_lane_count(
     chosen = next(trial.lanes for trial in able if trial.rate >= enough)
     rounds.close()
     step_seconds = {trial.lanes: trial.step_seconds for trial in trials}
-    return LaneCount(chosen, step_seconds, clock() - begin)
+    if by_one is not None and 1 in step_seconds:
+        together = step_seconds[1] <= TOGETHER * by_one.step_seconds
+        step_seconds[1] = min(step_seconds[1], by_one.step_seconds)
+    return LaneCount(chosen, step_seconds, together is not False, clock() - begin)
 
 
 class _Trial:

@@ -110,7 +110,12 @@ def load_model(
     # Where batches are padded, the sizes that are run are the buckets, and all of them are tried.
     sizes = network.buckets or BATCH_SIZES
     try:
-        measured = measure_lane_count(model, network, candidates=_candidates(network, fixed))
+        measured = measure_lane_count(
+            model,
+            network,
+            candidates=_candidates(network, fixed),
+            together=True if spin else None,  # who has the machine to itself says so
+        )
     except RuntimeError as error:
         raise BundleError(f"bundle {str(path)!r}: {error}") from error
     max_lanes = measured.max_lanes if fixed == "auto" else fixed
@@ -132,6 +137,7 @@ def load_model(
         cache_bytes=settings.cache_bytes,
         padded_rows=network.padded_rows,
         step_seconds=measured.step_seconds,
+        together=measured.together,
     )
     return LoadedModel(_served(manifest), engine, provider, report)
 

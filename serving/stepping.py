@@ -57,6 +57,11 @@ class Stepping:
         """Whether a step is that was begun and is not finished."""
         return bool(self._under_way)
 
+    @property
+    def can_begin(self) -> bool:
+        """Whether there may be another step to begin now."""
+        return any(seat.engine.can_begin for seat in self.turns.seats)
+
     def begin(self) -> Step | None:
         """Begins a step of the engine whose turn it is; None if none can."""
         passed: set[Seat] = set()

@@ -141,14 +141,12 @@ def test_a_start_has_its_time_and_its_memory() -> None:
     assert "wheel" not in page.partition("installed")[2].partition("embedded")[2]
 
 
-def training(
-    ratio: float = 1.0, error: float = 0.2, equal_loss: dict[str, Any] | None = None
-) -> str:
-    def entry(to_plain: float, test_eps_mse: float) -> dict[str, Any]:
+def training(ratio: float = 1.0, equal_loss: dict[str, Any] | None = None) -> str:
+    def entry(to_plain: float) -> dict[str, Any]:
         return {
             "images_per_second": spread(64.0 * to_plain), "to_plain": spread(to_plain),
             "share_of_fp32_peak": spread(0.5), "share_of_bf16_peak": spread(0.2),
-            "test_eps_mse": test_eps_mse,
+            "test_eps_mse": 0.3,
         }  # fmt: skip
 
     point = {"train_steps": 300, "seconds": 60.0, "error": 0.05}
@@ -158,35 +156,33 @@ def training(
             "train_steps": 25,
             "peaks": {"fp32": spread(4e11)},
             "missing": {},
-            "loops": {"ours": entry(ratio, error), "plain fp32 loop": entry(1.0, 0.3)},
+            "loops": {"ours": entry(ratio), "plain fp32 loop": entry(1.0)},
             "equal_loss": {
-                "train_images": 500, "plain": point, "ours": None, "times_as_fast": None,
+                "train_images": 500, "plain": point, "run": None, "ours": None,
+                "times_as_fast": None, "at_the_end": {"plain fp32 loop": point},
                 **(equal_loss or {}),
             },
         }
     )  # fmt: skip
 
 
-@pytest.mark.parametrize(
-    ("ratio", "error", "verdict"),
-    [(2.1, 0.2, "met"), (1.9, 0.2, "**missed**"), (2.1, 0.4, "**missed**")],
-)
-def test_training_is_to_be_twice_as_fast_at_no_larger_error(
-    ratio: float, error: float, verdict: str
-) -> None:
-    page = training(ratio, error)
-    assert f"{ratio:g} times; error on eps {error:.4f} against 0.3000, {verdict}." in page
+@pytest.mark.parametrize(("ratio", "verdict"), [(2.1, "met"), (1.9, "**missed**")])
+def test_training_is_to_be_twice_as_fast(ratio: float, verdict: str) -> None:
+    assert f"second of the plain fp32 loop: {ratio:g} times, {verdict}." in training(ratio)
 
 
 def test_training_is_to_take_half_the_time_to_equal_loss() -> None:
     ours = {"train_steps": 150, "seconds": 20.0, "error": 0.0498}
-    page = training(equal_loss={"ours": ours, "times_as_fast": 3.0})
+    run = {"run": "ours, 160 train steps", "ours": ours}
+    page = training(equal_loss={**run, "times_as_fast": 3.0})
     assert (
-        "0.0500, after 300 train steps and 60 s; ours is there (0.0498) after 150 and 20 s" in page
+        "0.0500, after 300 train steps and 60 s; ours, 160 train steps is there (0.0498) after 150"
+        " and 20 s" in page
     )
+    assert "| plain fp32 loop | 300 | 60 | 0.0500 |" in page
     assert "plain fp32 loop: 3 times as fast, met." in page
-    page = training(equal_loss={"ours": ours, "times_as_fast": 1.99})
+    page = training(equal_loss={**run, "times_as_fast": 1.99})
     assert "plain fp32 loop: 1.99 times as fast, **missed**." in page
     page = training()
-    assert "ours did not get there." in page
+    assert "none of ours did." in page
     assert "plain fp32 loop: never as good, **missed**." in page

@@ -2,7 +2,6 @@
 
 import dataclasses
 import math
-import time
 from pathlib import Path
 
 import pytest
@@ -10,9 +9,10 @@ import torch
 from torch import Tensor
 
 from benchmarks import training_loops
-from benchmarks.equal_loss import Point, courses, equal_loss
+from benchmarks.equal_loss import Point, Run, courses, equal_loss
 from benchmarks.training import eps_error_on_test_images, make_loops
 from benchmarks.training_loops import OurLoop, OurProcesses, PlainLoop
+from tests.fakes import FakeClock
 from tests.tiny_training import SAMPLE, small_digits, tiny_config
 from training.config import PRESETS
 from training.datasets import load_dataset
@@ -55,30 +55,54 @@ def test_a_loop_whose_packages_are_missing_is_left_out_and_said_so(
     assert set(left_out.values()) == {"not installed: accelerate"}
 
 
-def test_loops_take_turns_and_the_look_at_the_error_takes_no_time(tmp_path: Path) -> None:
-    config = tiny_config(tmp_path)
-    loop = PlainLoop(config, small_digits())
+class CountingLoop:
+    """Train steps of a second each, by the clock of a test; the weights count them."""
+
+    def __init__(self, clock: FakeClock) -> None:
+        self._clock = clock
+        self._steps = 0
+
+    def run(self, steps: int) -> None:
+        self._steps += steps
+        self._clock.now += steps
+
+    def weights(self) -> dict[str, Tensor]:
+        return {"steps": torch.tensor(self._steps)}
+
+    def close(self) -> None:
+        pass
+
+
+def test_loops_take_turns_and_the_look_at_the_error_takes_no_time(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    clock, looked = FakeClock(), []
+    monkeypatch.setattr("benchmarks.equal_loss.time.perf_counter", clock)
 
     def slow_error(weights: dict[str, Tensor]) -> float:
-        time.sleep(0.2)
-        return eps_error_on_test_images(weights, config, small_digits())
+        clock.now += 100.0
+        looked.append(steps := int(weights["steps"]))
+        return 1.0 / steps
 
-    found = courses({"a": loop, "b": PlainLoop(config, small_digits())}, slow_error, 5, every=2)
-    assert list(found) == ["a", "b"]
-    assert [point.train_steps for point in found["a"]] == [2, 4]
-    first, last = found["a"]
-    assert 0 < first.seconds < last.seconds < 0.2
-    assert last.error == eps_error_on_test_images(loop.weights(), config, small_digits())
+    runs = {"a": Run(CountingLoop(clock), 5), "b": Run(CountingLoop(clock), 2)}
+    found = courses(runs, slow_error, every=2)
+    assert looked == [2, 2, 4, 5], "in turns"
+    assert found == {
+        "a": [Point(2, 2.0, 0.5), Point(4, 4.0, 0.25), Point(5, 5.0, 0.2)],
+        "b": [Point(2, 2.0, 0.5)],
+    }
 
 
 def test_equal_loss_is_the_lowest_that_the_other_came_to() -> None:
     other = [Point(10, 1.0, 0.5), Point(20, 2.0, 0.2), Point(30, 3.0, 0.3)]
-    loop = [Point(10, 0.5, 0.21), Point(20, 0.8, 0.2), Point(30, 1.2, 0.1)]
-    compared = equal_loss(loop, other)
-    assert (compared.of_other, compared.of_loop) == (other[1], loop[1])
+    short = [Point(10, 0.5, 0.21), Point(20, 0.8, 0.2), Point(30, 1.2, 0.1)]
+    runs = {"long": [Point(10, 0.9, 0.1)], "short": short, "bad": [Point(10, 0.1, 0.3)]}
+    compared = equal_loss(runs, other)
+    assert (compared.of_other, compared.name, compared.of_run) == (other[1], "short", short[1])
     assert compared.times_as_fast == pytest.approx(2.0 / 0.8)
-    never = equal_loss(loop[:1], other)
-    assert never.of_loop is None
+    never = equal_loss({"short": short[:1]}, other)
+    assert never.name is None
+    assert never.of_run is None
     assert never.times_as_fast is None
 
 

@@ -96,9 +96,48 @@ def test_other_work_on_the_machine_does_not_change_what_is_chosen(seed: int) -> 
     assert 8 <= chosen <= 64  # 24 on a quiet one; 8 give 92 % of what 24 do
 
 
+@pytest.mark.parametrize(
+    ("of_all", "together"), [(0.5, True), (0.89, True), (0.95, False), (2.0, False)]
+)
+def test_one_image_is_for_all_workers_only_where_they_are_clearly_sooner(
+    of_all: float, *, together: bool
+) -> None:
+    clock = FakeClock()
+
+    class Team(FakeNetwork):
+        """One row takes all workers `of_all` of the second that it takes one of them."""
+
+        @property
+        def workers(self) -> tuple[FakeNetwork, ...]:
+            return (FakeNetwork(clock, 1.0),) * 2
+
+    network = Team(clock, of_all)
+    chosen = measure_lane_count(
+        MODEL, network, budget_seconds=1e6, longest_step_seconds=1e6, clock=clock
+    )
+    assert chosen.together is together
+    assert chosen.step_seconds[1] == pytest.approx(min(of_all, 1.0))
+
+
+def test_a_network_that_is_its_only_worker_does_everything_together() -> None:
+    assert measured(1.0).together
+
+
+def test_who_says_that_all_workers_compute_an_image_alone_is_believed() -> None:
+    clock = FakeClock()
+    network = FakeNetwork(clock, 1.0, parts=2)
+    for together in (True, False):
+        chosen = measure_lane_count(
+            MODEL, network, together=together, longest_step_seconds=1e6, clock=clock
+        )
+        assert chosen.together is together
+
+
 def test_what_was_measured_fits_into_one_line_of_the_log() -> None:
-    line = LaneCount(2, {1: 0.5, 2: 0.5}, 0.25).summary()
-    assert line == "rows per second by lanes, measured in 0.25 s: 1: 2, 2: 4"
+    line = LaneCount(2, {1: 0.5, 2: 0.5}, together=False, seconds=0.25).summary()
+    assert line == (
+        "rows per second by lanes, measured in 0.25 s: 1: 2, 2: 4; an image alone by one worker"
+    )
 
 
 def test_a_network_that_fails_is_an_error() -> None:

@@ -24,9 +24,9 @@ def test_lanes_are_measured_or_fixed_and_the_pace_is_known_either_way(
 ) -> None:
     measured: list[tuple[int, ...] | None] = []
 
-    def measure(*_: object, candidates: tuple[int, ...] | None) -> LaneCount:
+    def measure(*_: object, candidates: tuple[int, ...] | None, together: bool | None) -> LaneCount:
         measured.append(candidates)
-        return LaneCount(4, {1: 0.5, 4: 0.8}, 0.1)
+        return LaneCount(4, {1: 0.5, 4: 0.8}, together=True, seconds=0.1)
 
     monkeypatch.setattr(loading, "measure_lane_count", measure)
     settings = EngineSettings(max_lanes=max_lanes)
@@ -39,9 +39,24 @@ def test_lanes_are_measured_or_fixed_and_the_pace_is_known_either_way(
 def test_a_network_that_fails_while_it_is_measured_is_a_bad_bundle(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def measure(*_: object, candidates: tuple[int, ...] | None) -> LaneCount:
+    def measure(*_: object, candidates: tuple[int, ...] | None, together: bool | None) -> LaneCount:
         raise RuntimeError("the network failed for a batch of 2 rows")
 
     monkeypatch.setattr(loading, "measure_lane_count", measure)
     with pytest.raises(BundleError, match="failed for a batch of 2 rows"):
         load_model(write_tiny_bundle(tmp_path / "tiny"), "cpu", 1, EngineSettings())
+
+
+@pytest.mark.parametrize(("spin", "together"), [(True, True), (False, None)])
+def test_threads_that_wait_awake_are_to_compute_an_image_together(
+    *, spin: bool, together: bool | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[object] = []
+
+    def measure(*_: object, together: bool | None, **__: object) -> LaneCount:
+        asked.append(together)
+        return LaneCount(4, {1: 0.5, 4: 0.8}, together=True, seconds=0.1)
+
+    monkeypatch.setattr(loading, "measure_lane_count", measure)
+    load_model(write_tiny_bundle(tmp_path / "tiny"), "cpu", 2, EngineSettings(), spin=spin)
+    assert asked == [together]

@@ -544,17 +544,16 @@ class InProcess:
         self.task = asyncio.create_task(self.server.run())
 
     def hang(self) -> tuple[threading.Event, threading.Event]:
-        """Makes the next network call hang: an event that ends it, one that is set by it."""
+        """Makes the next engine step hang: an event that ends it, one that is set by it."""
         go_on, hanging = threading.Event(), threading.Event()
-        denoiser = self.loaded[0].engine._batching.denoisers[0]
-        network = denoiser._network
+        for denoiser in self.loaded[0].engine._batching.denoisers:
 
-        def hung(x_t: Any, emb: Any) -> Any:
-            hanging.set()
-            assert go_on.wait(30)
-            return network(x_t, emb)
+            def hung(*network: Any, compute: Any = denoiser.compute) -> Any:
+                hanging.set()
+                assert go_on.wait(30)
+                return compute(*network)
 
-        denoiser._network = hung
+            denoiser.compute = hung  # type: ignore[method-assign, assignment]
         return go_on, hanging
 
     async def channel(self) -> grpc.aio.Channel:

@@ -33,6 +33,10 @@ def begin(engine: Engine) -> Step:
     return step
 
 
+def can_begin(engine: Engine) -> bool:
+    return engine.can_begin
+
+
 def end(engine: Engine, *steps: Step) -> None:
     for step in steps:
         step.run()
@@ -82,6 +86,38 @@ def test_images_that_are_fewer_than_the_workers_are_computed_by_all_of_these() -
     finish(engine)
     assert_reference_pixels(MODEL, spec(count=2, num_steps=2), first.images)
     assert_reference_pixels(MODEL, spec(count=2, num_steps=5, seed=1), second.images)
+
+
+def test_where_one_worker_is_sooner_it_computes_an_image_and_the_others_are_free() -> None:
+    engine, _ = team(workers=3, together=False)
+    first, second = RecordingSink(), RecordingSink()
+    engine.submit(spec(num_steps=2), first)
+    steps = [begin(engine)]
+    assert not steps[0].alone
+    assert not can_begin(engine), "there is nothing for another worker"
+    engine.submit(spec(num_steps=5, seed=1), second)
+    assert can_begin(engine)
+    steps.append(begin(engine))
+    assert [step.stats.lanes for step in steps] == [1, 1]
+    assert not can_begin(engine)
+    assert engine.begin() is None
+    end(engine, *steps)
+    finish(engine)
+    assert_reference_pixels(MODEL, spec(num_steps=2), first.images)
+    assert_reference_pixels(MODEL, spec(num_steps=5, seed=1), second.images)
+
+
+def test_nobody_can_begin_beside_a_step_of_all_workers() -> None:
+    engine, _ = team()
+    engine.submit(spec(), RecordingSink())
+    step = begin(engine)
+    engine.submit(spec(seed=1), RecordingSink())
+    assert step.alone
+    assert not can_begin(engine)
+    end(engine, step)
+    assert can_begin(engine)
+    finish(engine)
+    assert not can_begin(engine)
 
 
 def test_no_worker_waits_for_another() -> None:
