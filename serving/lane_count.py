@@ -126,16 +126,21 @@ def measure_lane_count(
         if clock() > end:
             break
         trial.step()
-    able = [trial for trial in trials if trial.lanes >= fewest] or trials[-1:]
-    able = [trial for trial in able if trial.step_seconds <= longest_step_seconds] or able[:1]
-    enough = GOOD_ENOUGH * max(trial.rate for trial in able)
-    chosen = next(trial.lanes for trial in able if trial.rate >= enough)
+    chosen = _smallest_good(trials, fewest, longest_step_seconds)
     rounds.close()
     step_seconds = {trial.lanes: trial.step_seconds for trial in trials}
     if by_one is not None and 1 in step_seconds:
         together = step_seconds[1] <= TOGETHER * by_one.step_seconds
         step_seconds[1] = min(step_seconds[1], by_one.step_seconds)
     return LaneCount(chosen, step_seconds, together is not False, clock() - begin)
+
+
+def _smallest_good(trials: list["_Trial"], fewest: int, longest_step_seconds: float) -> int:
+    """The lanes of the first that is GOOD_ENOUGH among those that are neither too few nor slow."""
+    able = [trial for trial in trials if trial.lanes >= fewest] or trials[-1:]
+    able = [trial for trial in able if trial.step_seconds <= longest_step_seconds] or able[:1]
+    enough = GOOD_ENOUGH * max(trial.rate for trial in able)
+    return next(trial.lanes for trial in able if trial.rate >= enough)
 
 
 class _Trial:
