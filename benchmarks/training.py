@@ -235,7 +235,7 @@ def main(
     quick: bool,
     output: Path | None,
 ) -> None:
-    """Measures the training loops; about five minutes."""
+    """Measures the training loops; about six minutes."""
     before = results.machine()
     preset = PRESETS["tiny" if quick else "base"]
     config = dataclasses.replace(

@@ -96,7 +96,11 @@ class Batching:
     @property
     def has_more(self) -> bool:
         """Whether there are images beside those of the steps that are under way."""
-        under_way = sum(self.denoisers[worker].lanes.count for worker in self._under_way)
+        under_way = 0
+        for worker in self._under_way:
+            lanes = self.denoisers[worker].lanes
+            # The queue has forgotten those of requests that ended in the meantime.
+            under_way += int(np.count_nonzero(~self.book.ended[lanes.request[: lanes.count]]))
         return self.queue.images > under_way
 
     @property

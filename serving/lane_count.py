@@ -106,9 +106,8 @@ def measure_lane_count(
     rounds = Rounds(len(workers))
     fewest = min(FEWEST, candidates[-1])
     trials: list[_Trial] = []
-    by_one: _Trial | None = None
-    if together is None and len(workers) > 1:
-        by_one = _Trial(model, workers[0], 1, rounds, clock)
+    in_doubt = together is None and len(workers) > 1 and candidates[0] == 1
+    by_one = [_Trial(model, workers[0], 1, rounds, clock)] if in_doubt else []
     best, no_better = 0.0, 0
     for lanes in candidates:
         trials.append(trial := _Trial(model, network, lanes, rounds, clock))
@@ -121,17 +120,16 @@ def measure_lane_count(
         too_long = lanes >= fewest and trial.step_seconds > longest_step_seconds
         if clock() > end or no_better == _NO_BETTER or too_long:
             break
-    in_turn = [*trials, by_one] if by_one is not None else trials
-    for trial in in_turn * (_ROUNDS - 1) if in_turns else []:
+    for trial in (trials + by_one) * (_ROUNDS - 1) if in_turns else []:
         if clock() > end:
             break
         trial.step()
     chosen = _smallest_good(trials, fewest, longest_step_seconds)
     rounds.close()
     step_seconds = {trial.lanes: trial.step_seconds for trial in trials}
-    if by_one is not None and 1 in step_seconds:
-        together = step_seconds[1] <= TOGETHER * by_one.step_seconds
-        step_seconds[1] = min(step_seconds[1], by_one.step_seconds)
+    for trial in by_one:
+        together = step_seconds[1] <= TOGETHER * trial.step_seconds
+        step_seconds[1] = min(step_seconds[1], trial.step_seconds)
     return LaneCount(chosen, step_seconds, together is not False, clock() - begin)
 
 

@@ -120,6 +120,23 @@ def test_nobody_can_begin_beside_a_step_of_all_workers() -> None:
     assert not can_begin(engine)
 
 
+def test_lanes_of_a_cancelled_request_that_are_under_way_keep_no_worker_from_others() -> None:
+    engine, _ = team(workers=3, max_lanes=24)
+    cancelled = engine.submit(spec(count=24, num_steps=50), RecordingSink())
+    long_step = begin(engine)
+    assert long_step.stats.lanes == 8
+    engine.cancel(cancelled)
+    sink = RecordingSink()
+    engine.submit(spec(label=1, count=3), sink)
+    steps = [begin(engine)]
+    assert can_begin(engine), "three images, of which that step has at most two"
+    steps.append(begin(engine))
+    assert sum(step.stats.lanes for step in steps) == 2
+    end(engine, *steps, long_step)
+    finish(engine)
+    assert_reference_pixels(MODEL, spec(label=1, count=3), sink.images)
+
+
 def test_no_worker_waits_for_another() -> None:
     engine, _ = team()
     slow, sink = RecordingSink(), RecordingSink()

@@ -46,8 +46,8 @@ def section(data: dict[str, Any]) -> str:
         f"The embedded model's network, batch {data['batch_size']}, one process on all cores."
         " Three network calls' FLOP per image, against the machine's best matrix product or"
         f" convolution in the same turn ({peaks}). The error on eps of the same test images,"
-        f" after {data['train_steps']} train steps of each loop, in which ours only warms up for a"
-        " run of 30 epochs.",
+        f" after {data['train_steps']} train steps of each loop, in which ours, which is set to a"
+        " whole run, only warms up.",
         table(
             (
                 "loop",
