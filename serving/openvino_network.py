@@ -8,9 +8,11 @@ rows of its own, as in serving.network; where there are fewer rows than threads,
 import contextlib
 import functools
 import logging
+import re
 import sys
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
@@ -90,6 +92,12 @@ class OpenVinoNetwork:
             for share in shares_of_threads(self.num_threads)
         )
         _log.info("%s on OpenVINO %s", bundle.manifest.name, openvino.__version__)
+        if b"DequantizeLinear" in bundle.unet_onnx and _saturates_8_bits():
+            _log.warning(
+                "%s is in 8 bits: on this CPU, which has no VNNI, sums saturate on OpenVINO, and "
+                "images are less like those that were measured; --provider cpu is exact",
+                bundle.manifest.name,
+            )
 
     def __call__(self, x_t: Float32Array, emb: Float32Array, /) -> Float32Array:
         """x_t float32 [B, C, H, W], emb float32 [B, E] -> eps float32 [B, C, H, W], a new array.
@@ -102,6 +110,15 @@ class OpenVinoNetwork:
     def padded_rows(self, rows: int) -> int:
         """Rows that are computed for a batch of `rows`."""
         return sum(bucket for _, bucket in _batches(self.buckets, rows))
+
+
+def _saturates_8_bits(cpuinfo: Path = Path("/proc/cpuinfo")) -> bool:
+    """Whether this is an x86 CPU without VNNI: AVX2 adds two 8-bit products in 16 bits."""
+    try:
+        flags = set(re.findall(r"\w+", cpuinfo.read_text("utf-8", errors="replace")))
+    except OSError:
+        return False
+    return "avx2" in flags and not flags & {"avx512_vnni", "avx_vnni"}
 
 
 def _batches(buckets: Collection[int], rows: int) -> list[tuple[int, int]]:

@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from serving import openvino_network
 from serving.bundle import Bundle, BundleError, load_bundle
 from serving.engine_model import EngineModel
 from serving.network import OnnxNetwork, embedding_table, make_network, resolve_provider
@@ -50,6 +51,34 @@ def test_it_gives_the_eps_of_onnx_runtime_in_float32(
     assert eps.shape == x_t.shape
     # bfloat16, which OpenVINO chooses by itself on new CPUs, is off by more than 1e-2.
     np.testing.assert_allclose(eps, OnnxNetwork(bundle)(x_t, emb), atol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("name", "flags", "warns"),
+    [
+        ("mnist-int8", "fpu avx2 fma", True),
+        ("mnist-int8", "fpu avx2 avx512f avx512_vnni", False),
+        ("mnist-int8", "fpu avx2 avx_vnni", False),
+        ("mnist-int8", "Features: asimd", False),
+        ("mnist", "fpu avx2 fma", False),
+    ],
+)
+def test_8_bits_where_they_saturate_are_warned_of(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+    *,
+    name: str,
+    flags: str,
+    warns: bool,
+) -> None:
+    cpuinfo = tmp_path / "cpuinfo"
+    cpuinfo.write_text(f"flags\t\t: {flags}\n")
+    saturates = openvino_network._saturates_8_bits
+    monkeypatch.setattr(openvino_network, "_saturates_8_bits", lambda: saturates(cpuinfo))
+    monkeypatch.setattr(openvino_network, "ROWS_OF_A_THREAD", (1,))
+    OpenVinoNetwork(load_bundle(MNIST.with_name(name)), num_threads=1)
+    assert ("no VNNI" in caplog.text) is warns
 
 
 def test_a_row_is_the_same_to_the_bit_in_every_batch(
