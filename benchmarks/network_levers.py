@@ -58,6 +58,7 @@ class Lever:
         options.intra_op_num_threads = options.inter_op_num_threads = 1
         options.graph_optimization_level = self.optimization
         options.log_severity_level = 3
+        options.add_session_config_entry("session.x64quantprecision", "1")  # as the server
         return onnxruntime.InferenceSession(self.model, options, providers=["CPUExecutionProvider"])
 
 

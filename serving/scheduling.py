@@ -365,5 +365,6 @@ class WorkQueue:
 
 def _within(wanted: Int64Array, lanes: int) -> Int64Array:
     """What each gets of so many lanes, the first first."""
-    given: Int64Array = np.clip(lanes - (np.cumsum(wanted) - wanted), 0, wanted)
+    left = lanes - (wanted.cumsum() - wanted)
+    given: Int64Array = np.minimum(np.maximum(left, 0), wanted)
     return given

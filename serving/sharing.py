@@ -118,7 +118,7 @@ class Sharing:
         """Takes a request out. Lanes of its that others wait for are theirs from now on."""
         for key in self._shared.pop(request.ticket.request_id, ()):
             self._in_flight[key].sharers.remove(request)
-        if not self.takes_part(request):
+        if not self.takes_part(request) or not request.images_left:
             return
         for lanes in self._all_lanes():
             for lane in _lanes_of(lanes, request.slot):

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from benchmarks import results
-from benchmarks.report.__main__ import PAGE, compose
+from benchmarks.report.__main__ import PAGE, compose, other_machines, page_of
 from benchmarks.results import Spread
 
 REPOSITORY = Path(__file__).resolve().parent.parent
@@ -37,12 +37,23 @@ def engine(*ratios: float) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def test_the_committed_page_is_that_of_the_committed_results() -> None:
+def test_the_committed_pages_are_those_of_the_committed_results() -> None:
     directory = REPOSITORY / results.DIRECTORY
-    if not directory.is_dir():
-        assert not (REPOSITORY / PAGE).exists(), "a page without results"
-        pytest.skip("nothing has been measured yet")
-    assert (REPOSITORY / PAGE).read_text() == compose(directory), "python -m benchmarks.report"
+    pages = {PAGE: directory} | {page_of(other): other for other in other_machines(directory)}
+    committed = {path.name for path in (REPOSITORY / PAGE).parent.glob("RESULTS*.md")}
+    assert committed == {page.name for page in pages}
+    for page, of in pages.items():
+        assert (REPOSITORY / page).read_text() == compose(of), "python -m benchmarks.report"
+
+
+def test_a_page_names_those_of_other_kinds_of_machines(tmp_path: Path) -> None:
+    write(tmp_path, "engine", engine(0.96))
+    assert "other kinds" not in compose(tmp_path)
+    (tmp_path / "avx2").mkdir()
+    write(tmp_path / "avx2", "engine", engine(0.97))
+    assert "On other kinds of machines: [avx2](RESULTS-avx2.md)." in compose(tmp_path)
+    assert "0.97" in compose(tmp_path / "avx2")
+    assert page_of(tmp_path / "avx2") == PAGE.with_name("RESULTS-avx2.md")
 
 
 def test_a_spread_is_the_median_and_the_range() -> None:

@@ -1,6 +1,7 @@
 """Composes benchmarks/RESULTS.md from benchmarks/results: `python -m benchmarks.report`.
 
-No number on the page is written by hand.
+And RESULTS-NAME.md from benchmarks/results/NAME, for each kind of machine beside that of the first.
+No number on the pages is written by hand.
 """
 
 import json
@@ -59,6 +60,9 @@ def compose(directory: Path) -> str:
     if not found:
         raise ValueError(f"{directory} holds no results")
     parts = [_INTRODUCTION]
+    if others := other_machines(directory):
+        links = ", ".join(f"[{other.name}]({page_of(other).name})" for other in others)
+        parts.append(f"On other kinds of machines: {links}.")
     for name, (heading, section) in SECTIONS.items():
         if name in found:
             parts += [f"## {heading}", _origin(found[name]), section(found[name]["data"])]
@@ -66,6 +70,16 @@ def compose(directory: Path) -> str:
             why = WHY_NOT.get(name, "")
             parts += [f"## {heading}", f"Not measured yet: `make bench-{name}`. {why}"]
     return results.paragraphs(*parts) + "\n"
+
+
+def other_machines(directory: Path) -> list[Path]:
+    """Directories of results of other kinds of machines, beside those that `directory` holds."""
+    return sorted(path for path in directory.iterdir() if path.is_dir())
+
+
+def page_of(directory: Path) -> Path:
+    """The page of such a directory."""
+    return PAGE.with_name(f"{PAGE.stem}-{directory.name}{PAGE.suffix}")
 
 
 def _origin(result: dict[str, Any]) -> str:
@@ -89,14 +103,18 @@ def _origin(result: dict[str, Any]) -> str:
 @click.command()
 @click.option("--quick", is_flag=True, help="Of the quick runs, to build/benchmarks.")
 def main(*, quick: bool) -> None:
-    """Writes the page."""
-    directory = results.QUICK_DIRECTORY if quick else results.DIRECTORY
-    page = directory / PAGE.name if quick else PAGE
-    try:
-        page.write_text(compose(directory), encoding="utf-8")
-    except ValueError as error:
-        raise click.ClickException(str(error)) from None
-    click.echo(f"wrote {page}")
+    """Writes the pages."""
+    if quick:
+        pages = {results.QUICK_DIRECTORY / PAGE.name: results.QUICK_DIRECTORY}
+    else:
+        pages = {PAGE: results.DIRECTORY}
+        pages |= {page_of(other): other for other in other_machines(results.DIRECTORY)}
+    for page, directory in pages.items():
+        try:
+            page.write_text(compose(directory), encoding="utf-8")
+        except ValueError as error:
+            raise click.ClickException(str(error)) from None
+        click.echo(f"wrote {page}")
 
 
 if __name__ == "__main__":
