@@ -32,7 +32,7 @@ from export.graphs import export_unet
 from export.quantization import Call, in_8_bits, network_calls, sensitive_convolutions
 from serving.bundle import Bundle, load_bundle
 from serving.network import OnnxNetwork
-from serving.openvino_network import OpenVinoNetwork
+from serving.openvino_network import OpenVinoNetwork, saturates_8_bits
 
 Calls = list[Call]
 Way = Callable[[Mapping[str, npt.NDArray[Any]]], npt.NDArray[Any]]
@@ -229,6 +229,7 @@ def runtimes(bundle: Bundle, calls: Calls, threads: int) -> dict[str, Way]:
         f"{runtime}, {precision}": way(kind(each, num_threads=threads))
         for runtime, kind in kinds.items()
         for precision, each in in_bits.items()
+        if kind is OnnxNetwork or precision == "float32" or not saturates_8_bits()
     }
 
 

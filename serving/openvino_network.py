@@ -55,9 +55,14 @@ class OpenVinoNetwork:
 
         Raises:
             BundleError: if unet.onnx does not load or is not what the manifest says.
-            ProviderError: if OpenVINO is not installed.
+            ProviderError: if OpenVINO is not installed; for 8 bits where their sums would saturate.
         """
         openvino = require_openvino()
+        if b"DequantizeLinear" in bundle.unet_onnx and saturates_8_bits():
+            raise ProviderError(
+                f"bundle {bundle.manifest.name} is in 8 bits, which OpenVINO computes wrongly on a "
+                "CPU without VNNI; use --provider cpu"
+            )
         self.num_threads = num_threads or usable_cpus()
         inputs, outputs = unet_signature(bundle)
         # ONNX Runtime knows what is no model of ours, and says so.
@@ -92,12 +97,6 @@ class OpenVinoNetwork:
             for share in shares_of_threads(self.num_threads)
         )
         _log.info("%s on OpenVINO %s", bundle.manifest.name, openvino.__version__)
-        if b"DequantizeLinear" in bundle.unet_onnx and _saturates_8_bits():
-            _log.warning(
-                "%s is in 8 bits: on this CPU, which has no VNNI, sums saturate on OpenVINO, and "
-                "images are less like those that were measured; --provider cpu is exact",
-                bundle.manifest.name,
-            )
 
     def __call__(self, x_t: Float32Array, emb: Float32Array, /) -> Float32Array:
         """x_t float32 [B, C, H, W], emb float32 [B, E] -> eps float32 [B, C, H, W], a new array.
@@ -112,8 +111,11 @@ class OpenVinoNetwork:
         return sum(bucket for _, bucket in _batches(self.buckets, rows))
 
 
-def _saturates_8_bits(cpuinfo: Path = Path("/proc/cpuinfo")) -> bool:
-    """Whether this is an x86 CPU without VNNI: AVX2 adds two 8-bit products in 16 bits."""
+def saturates_8_bits(cpuinfo: Path = Path("/proc/cpuinfo")) -> bool:
+    """Whether this is an x86 CPU without VNNI: there two 8-bit products are added in 16 bits.
+
+    ONNX Runtime can be told to be exact there (serving.onnx_session), OpenVINO cannot.
+    """
     try:
         flags = set(re.findall(r"\w+", cpuinfo.read_text("utf-8", errors="replace")))
     except OSError:

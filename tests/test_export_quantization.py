@@ -16,7 +16,7 @@ from export.writing import ExportError, export_bundle
 from serving.bundle import UNET_NAME, Bundle, load_bundle
 from serving.engine_model import EngineModel
 from serving.network import OnnxNetwork, embedding_table
-from serving.openvino_network import OpenVinoNetwork
+from serving.openvino_network import OpenVinoNetwork, saturates_8_bits
 from serving.self_test import run_self_test
 from tests.tiny_export import random_checkpoint, saved
 
@@ -60,6 +60,7 @@ def test_the_new_bundle_is_served_like_any_other(bundle: Bundle, quantised: Path
     assert report.bit_equal
 
 
+@pytest.mark.skipif(saturates_8_bits(), reason="OpenVINO is refused 8 bits on this CPU")
 def test_it_is_as_near_on_openvino(bundle: Bundle, quantised: Path) -> None:
     exact, network = OnnxNetwork(bundle, num_threads=1), OpenVinoNetwork(load_bundle(quantised))
     squares = [

@@ -1,9 +1,11 @@
 """The U-Net on OpenVINO: the eps of ONNX Runtime, row by row, whatever the batch."""
 
+import contextlib
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -14,7 +16,7 @@ from serving.bundle import Bundle, BundleError, load_bundle
 from serving.engine_model import EngineModel
 from serving.network import OnnxNetwork, embedding_table, make_network, resolve_provider
 from serving.onnx_session import ProviderError
-from serving.openvino_network import ROWS_OF_A_THREAD, OpenVinoNetwork
+from serving.openvino_network import ROWS_OF_A_THREAD, OpenVinoNetwork, saturates_8_bits
 from serving.self_test import run_self_test
 from tests.fakes import unet_graph, write_tiny_bundle
 from tests.server_process import MNIST
@@ -54,7 +56,7 @@ def test_it_gives_the_eps_of_onnx_runtime_in_float32(
 
 
 @pytest.mark.parametrize(
-    ("name", "flags", "warns"),
+    ("name", "flags", "refused"),
     [
         ("mnist-int8", "fpu avx2 fma", True),
         ("mnist-int8", "fpu avx2 avx512f avx512_vnni", False),
@@ -63,22 +65,21 @@ def test_it_gives_the_eps_of_onnx_runtime_in_float32(
         ("mnist", "fpu avx2 fma", False),
     ],
 )
-def test_8_bits_where_they_saturate_are_warned_of(
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    caplog: pytest.LogCaptureFixture,
-    *,
-    name: str,
-    flags: str,
-    warns: bool,
+def test_8_bits_are_refused_where_they_would_saturate(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, *, name: str, flags: str, refused: bool
 ) -> None:
     cpuinfo = tmp_path / "cpuinfo"
     cpuinfo.write_text(f"flags\t\t: {flags}\n")
-    saturates = openvino_network._saturates_8_bits
-    monkeypatch.setattr(openvino_network, "_saturates_8_bits", lambda: saturates(cpuinfo))
+    saturates = partial(saturates_8_bits, cpuinfo)
+    monkeypatch.setattr(openvino_network, "saturates_8_bits", saturates)
     monkeypatch.setattr(openvino_network, "ROWS_OF_A_THREAD", (1,))
-    OpenVinoNetwork(load_bundle(MNIST.with_name(name)), num_threads=1)
-    assert ("no VNNI" in caplog.text) is warns
+    loaded = load_bundle(MNIST.with_name(name))
+    with (
+        pytest.raises(ProviderError, match="mnist-int8 is in 8 bits.*use --provider cpu")
+        if refused
+        else contextlib.nullcontext()
+    ):
+        OpenVinoNetwork(loaded, num_threads=1)
 
 
 def test_a_row_is_the_same_to_the_bit_in_every_batch(
