@@ -60,7 +60,7 @@ class Admission:
         self._pace = pace
         self._filling_up = filling_up
         self._lock = threading.Lock()
-        self._backlog = EMPTY_BACKLOG
+        self._backlog, self._backlog_work = EMPTY_BACKLOG, 0
         # Reserved, and not in the backlog yet:
         self._images = 0
         self._work: list[int] = []  # of each request, sorted
@@ -121,7 +121,7 @@ class Admission:
     def publish(self, backlog: Backlog) -> None:
         """The engine's requests at present."""
         with self._lock:
-            self._backlog = backlog
+            self._backlog, self._backlog_work = backlog, int(backlog.work.sum())
             for spec in self._enqueued:
                 self._images -= spec.count
                 work = spec.count * spec.work_per_image
@@ -162,6 +162,20 @@ class Admission:
         under_way = 0.5 * cost.seconds(running) if running else 0.0
         return steps * cost.seconds(rows) + under_way
 
+    def _longest_estimate_seconds(self, spec: GenerateSpec) -> float:
+        """A bound of _estimate_seconds that costs little: most deadlines are far beyond it.
+
+        As if all that is here went before, in full steps.
+        """
+        cost = self._pace.cost
+        if cost is None:
+            return 0.0
+        work = spec.count * spec.work_per_image + sum(self._work) + self._backlog_work
+        full_rows = self._lanes * spec.work_per_image / spec.num_steps
+        steps = max(float(spec.num_steps * -(-spec.count // self._lanes)), work / full_rows)
+        running = self._backlog.images - self._backlog.images_waiting
+        return steps * cost.seconds(full_rows) + 0.5 * cost.seconds(running)
+
     def _goes_before(self, backlog: Backlog, work: int) -> BoolArray:
         """Which requests go before one of so much work that comes now, bool [requests]."""
         if self._fifo:
@@ -197,8 +211,10 @@ class Admission:
     def _check_deadline(self, spec: GenerateSpec, now_seconds: float) -> None:
         if spec.deadline_seconds is None:
             return
-        estimate = self._estimate_seconds(spec)
         left = spec.deadline_seconds - now_seconds
+        if self._longest_estimate_seconds(spec) <= left:
+            return
+        estimate = self._estimate_seconds(spec)
         if estimate is not None and estimate > left:
             raise DeadlineUnmeetable(estimate, left, _retry(estimate - left))
 
@@ -207,7 +223,7 @@ class Admission:
         cost = self._pace.cost
         if cost is None:
             return _UNMEASURED_RETRY_SECONDS
-        work = int(self._backlog.work.sum()) + sum(self._work)
+        work = self._backlog_work + sum(self._work)
         seconds_per_row = cost.seconds(self._lanes) / self._lanes
         return _retry(work * part / max(whole, 1) * seconds_per_row)
 

@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 import dataclasses
+import gc
 import logging
 import os
 import signal
@@ -84,6 +85,9 @@ class Server:
                 engine_threads = self._start_engines(loaded)
                 watcher = asyncio.create_task(self._watch(engine_threads))
                 reloading = self._start_reloading(loaded, engine_threads)
+                # What is here stays. To look through all of it for garbage, again and again, would
+                # hold up everybody for as long as an engine step or two takes.
+                gc.freeze()
                 try:
                     await self._serve()
                     if not engine_threads.alive:  # it may have died while draining

@@ -1,9 +1,12 @@
 """Who may wait, and for how long."""
 
 import threading
+from dataclasses import replace
 
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from serving.admission import Admission
 from serving.filling_up import FillingUp
@@ -109,6 +112,33 @@ def test_a_deadline_that_cannot_be_met_is_refused_with_the_estimate() -> None:
     assert refusal.value.left_seconds == pytest.approx(0.5 * needed)
     assert refusal.value.retry_after_seconds == pytest.approx(0.5 * needed)
     assert queue.images_waiting == 0, "a refused request left a trace"
+
+
+@given(st.data())
+def test_the_bound_that_spares_the_estimate_is_never_below_it(data: st.DataObject) -> None:
+    policy = data.draw(st.sampled_from(["srpt", "fifo"]))
+    lanes = data.draw(st.integers(1, 20))
+    queue, pace = admission(10_000, 1000, lanes=lanes, policy=policy)
+    pace.observe(rows=data.draw(st.integers(1, 2 * lanes)), seconds=data.draw(st.floats(0.01, 1)))
+    rows = st.integers(1, 20_000)
+    work = data.draw(st.lists(rows, max_size=6))
+    here = backlog(*work, waiting=data.draw(st.integers(0, len(work))))
+    elder = data.draw(st.none() | st.integers(0, len(work) - 1)) if work else None
+    widths = data.draw(st.lists(st.floats(1, 2000), min_size=len(work), max_size=len(work)))
+    sizes = np.array([data.draw(st.integers(each, 40_000)) for each in work], dtype=np.int64)
+    queue.publish(replace(here, size=sizes, width=np.array(widths), elder=elder))
+    requests = st.builds(
+        spec,
+        count=st.integers(1, 50),
+        num_steps=st.integers(1, 250),
+        guidance_scale=st.sampled_from([1.0, 2.0]),
+    )
+    for reserved in data.draw(st.lists(requests, max_size=4)):
+        queue.reserve(reserved, NOW)
+    wanted = data.draw(requests)
+    estimate = queue.estimate_seconds(wanted)
+    assert estimate is not None
+    assert queue._longest_estimate_seconds(wanted) >= estimate * (1 - 1e-9)
 
 
 def test_the_estimate_counts_what_goes_before_and_not_what_comes_after() -> None:

@@ -701,3 +701,25 @@ async def test_an_engine_that_hangs_for_good_ends_the_server_and_its_requests(
         assert caught.value.code() is grpc.StatusCode.UNAVAILABLE
         assert await asyncio.wait_for(running.task, 20) == 1
         go_on.set()
+
+
+def test_garbage_is_not_looked_for_among_what_stays(tiny: Path) -> None:
+    """A full collection takes tens of milliseconds, in which nobody else runs."""
+    program = (
+        "import asyncio, gc, pathlib, sys\n"
+        "from serving.configuration import ServerConfig\n"
+        "from serving.server import Server\n"
+        "class Served(Server):\n"
+        "    async def _serve(self):\n"
+        "        print(gc.get_freeze_count(), len(gc.get_objects()))\n"
+        "path = pathlib.Path(sys.argv[1])\n"
+        "config = ServerConfig(models=(path,), port=0, http_port=0, provider='cpu')\n"
+        "asyncio.run(Served(config).run())\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", program, str(tiny)],
+        env=environment(), capture_output=True, text=True, timeout=60, check=True,
+    )  # fmt: skip
+    frozen, others = map(int, done.stdout.split())
+    assert frozen > 20_000
+    assert others < frozen / 10
