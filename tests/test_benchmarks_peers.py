@@ -1,9 +1,12 @@
 """The peers draw what our reference draws, and are measured as they should be."""
 
+import asyncio
 import json
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
+from typing import cast
 
 import numpy as np
 import pytest
@@ -11,7 +14,14 @@ import pytest
 from benchmarks.peers.batched import best_rows, draw_all
 from benchmarks.peers.drawing import Batch, Drawing, Pixels, Tables
 from benchmarks.peers.onnx_loop import OnnxLoop
-from benchmarks.peers.workloads import compare, steady_rate
+from benchmarks.peers.processes import Running
+from benchmarks.peers.workloads import (
+    SMALL,
+    Sizes,
+    compare,
+    saturation_rows_per_second,
+    steady_rate,
+)
 from diffusion.plan import Plan
 from diffusion.reference import sample, to_uint8
 from serving.bundle import load_bundle
@@ -113,6 +123,41 @@ def test_the_rate_at_saturation_is_that_of_the_steady_part() -> None:
 def test_answers_that_come_in_clumps_do_not_raise_the_rate() -> None:
     clumps = answers([second + i / 1000 for second in (3, 5, 7, 9) for i in range(20)], 10)
     assert steady_rate(clumps, 10.0) == pytest.approx(200 / 2.0, rel=0.02)
+
+
+def test_a_turn_lasts_until_there_were_enough_batches_to_tell_a_rate() -> None:
+    """Two instances, one a little behind the other, with a batch each in the first turn."""
+    batch, seconds, waiting = 8, 0.15, asyncio.Queue[asyncio.Event]()
+
+    async def instance(behind_seconds: float) -> None:
+        await asyncio.sleep(behind_seconds)
+        while True:
+            answered = [await waiting.get()]
+            while len(answered) < batch and not waiting.empty():
+                answered.append(waiting.get_nowait())
+            await asyncio.sleep(seconds)
+            for each in answered:
+                each.set()
+
+    class Server:
+        async def draw(self, _: Drawing) -> None:
+            answered = asyncio.Event()
+            await waiting.put(answered)
+            await answered.wait()
+
+    async def measured() -> float:
+        instances = [asyncio.create_task(instance(behind)) for behind in (0.0, 0.02)]
+        running = SimpleNamespace(peer=SimpleNamespace(protocol="grpc"), target=Server())
+        sizes = SimpleNamespace(turn_seconds=0.2, outstanding=24, loop_batch=64)
+        rate = saturation_rows_per_second(cast("Running", running), cast("Sizes", sizes), 0)
+        try:
+            return await rate
+        finally:
+            for each in instances:
+                each.cancel()
+
+    rate = asyncio.run(asyncio.wait_for(measured(), 30))
+    assert rate == pytest.approx(2 * batch * SMALL.rows / seconds, rel=0.3)
 
 
 def test_answers_after_the_turn_do_not_count() -> None:

@@ -23,6 +23,8 @@ LOAD = 0.8
 
 BURST_LOAD = 0.5
 _WARM_SHARE = 0.25  # of a turn, before anything counts
+_ANSWERS_EACH = 4  # that a caller has in a turn, on average, at least
+_LONGEST_TURN = 10.0  # times as long as it should be, for whoever is that slow
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,23 +84,29 @@ async def saturation_rows_per_second(running: Running, sizes: Sizes, seed: int) 
     """Network rows per second while there is always more to do than fits into a batch.
 
     A server gets requests for one image from as many callers as it could want; a loop gets full
-    batches. What counts is what is finished between two answers within the turn.
+    batches. What counts is what is finished between two answers within the turn, which lasts until
+    every caller had some: of two or three batches no rate can be told.
     """
-    turn_seconds = sizes.turn_seconds
     is_loop = running.peer.protocol == "process"
     count, outstanding = (sizes.loop_batch, 2) if is_loop else (SMALL.count, sizes.outstanding)
     begin = time.perf_counter()
     done: list[tuple[float, int]] = []
     numbers = iter(range(seed, seed + 10**9))
 
+    def is_over(seconds: float) -> bool:
+        enough = len(done) >= _ANSWERS_EACH * outstanding
+        return seconds >= sizes.turn_seconds * (1.0 if enough else _LONGEST_TURN)
+
     async def caller() -> None:
-        while time.perf_counter() - begin < turn_seconds:
+        while not is_over(time.perf_counter() - begin):
             i = next(numbers)
             await running.target.draw(Drawing(i % 10, count, SMALL.num_steps, i))
             done.append((time.perf_counter() - begin, count * SMALL.num_steps))
 
     await asyncio.gather(*(caller() for _ in range(outstanding)))
-    return steady_rate(done, turn_seconds)
+    needed = done[min(_ANSWERS_EACH * outstanding, len(done)) - 1][0]
+    end_seconds = min(max(sizes.turn_seconds, needed), sizes.turn_seconds * _LONGEST_TURN)
+    return steady_rate(done, end_seconds)
 
 
 def steady_rate(done: Sequence[tuple[float, int]], turn_seconds: float) -> float:
