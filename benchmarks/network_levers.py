@@ -31,8 +31,9 @@ from benchmarks.torch_unet import load_unet, model_config
 from export.graphs import export_unet
 from export.quantization import Call, in_8_bits, network_calls, sensitive_convolutions
 from serving.bundle import Bundle, load_bundle
+from serving.cpu_features import saturates_8_bits
 from serving.network import OnnxNetwork
-from serving.openvino_network import OpenVinoNetwork, saturates_8_bits
+from serving.openvino_network import OpenVinoNetwork
 
 Calls = list[Call]
 Way = Callable[[Mapping[str, npt.NDArray[Any]]], npt.NDArray[Any]]
@@ -58,7 +59,8 @@ class Lever:
         options.intra_op_num_threads = options.inter_op_num_threads = 1
         options.graph_optimization_level = self.optimization
         options.log_severity_level = 3
-        options.add_session_config_entry("session.x64quantprecision", "1")  # as the server
+        if saturates_8_bits():  # as the server
+            options.add_session_config_entry("session.x64quantprecision", "1")
         return onnxruntime.InferenceSession(self.model, options, providers=["CPUExecutionProvider"])
 
 

@@ -9,6 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 from serving.bundle import Bundle, BundleError
+from serving.cpu_features import saturates_8_bits
 from serving.device import Device, Provider, Tensor
 
 # Read by ONNX Runtime when it is imported: from 1.29 on its Linux builds send telemetry.
@@ -201,8 +202,8 @@ def _session(
     options.add_session_config_entry("session.force_spinning_stop", "1")
     options.add_session_config_entry("session.inter_op.allow_spinning", "0")
     options.add_session_config_entry("session.record_ep_graph_assignment_info", "1")
-    # Without VNNI, sums of two 8-bit products would saturate at 16 bits. Of no effect elsewhere.
-    options.add_session_config_entry("session.x64quantprecision", "1")
+    if saturates_8_bits():  # where it does not, this would only be slower
+        options.add_session_config_entry("session.x64quantprecision", "1")
     providers: Sequence[Any] = [_CPU]
     if provider == "cuda":
         providers = [(_CUDA, {**_CUDA_OPTIONS, **cuda_options})]

@@ -8,17 +8,16 @@ rows of its own, as in serving.network; where there are fewer rows than threads,
 import contextlib
 import functools
 import logging
-import re
 import sys
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
 
 from serving.bundle import UNET_NAME, Bundle, BundleError
 from serving.cpu_count import shares_of_threads, usable_cpus
+from serving.cpu_features import saturates_8_bits
 from serving.device import Provider
 from serving.lanes import Float32Array
 from serving.onnx_session import ProviderError, Session, one_line, unet_signature
@@ -109,18 +108,6 @@ class OpenVinoNetwork:
     def padded_rows(self, rows: int) -> int:
         """Rows that are computed for a batch of `rows`."""
         return sum(bucket for _, bucket in _batches(self.buckets, rows))
-
-
-def saturates_8_bits(cpuinfo: Path = Path("/proc/cpuinfo")) -> bool:
-    """Whether this is an x86 CPU without VNNI: there two 8-bit products are added in 16 bits.
-
-    ONNX Runtime can be told to be exact there (serving.onnx_session), OpenVINO cannot.
-    """
-    try:
-        flags = set(re.findall(r"\w+", cpuinfo.read_text("utf-8", errors="replace")))
-    except OSError:
-        return False
-    return "avx2" in flags and not flags & {"avx512_vnni", "avx_vnni"}
 
 
 def _batches(buckets: Collection[int], rows: int) -> list[tuple[int, int]]:

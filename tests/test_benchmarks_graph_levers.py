@@ -31,7 +31,7 @@ def given() -> dict[str, np.ndarray]:
 
 def eps_of(model: onnx.ModelProto, inputs: dict[str, np.ndarray]) -> np.ndarray:
     options = onnxruntime.SessionOptions()
-    options.add_session_config_entry("session.x64quantprecision", "1")  # as the server
+    options.add_session_config_entry("session.x64quantprecision", "1")  # exact in 8 bits
     session = onnxruntime.InferenceSession(
         model.SerializeToString(), options, providers=["CPUExecutionProvider"]
     )

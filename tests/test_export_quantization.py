@@ -14,9 +14,10 @@ from export.report import Check
 from export.settings import BundleSettings
 from export.writing import ExportError, export_bundle
 from serving.bundle import UNET_NAME, Bundle, load_bundle
+from serving.cpu_features import saturates_8_bits
 from serving.engine_model import EngineModel
 from serving.network import OnnxNetwork, embedding_table
-from serving.openvino_network import OpenVinoNetwork, saturates_8_bits
+from serving.openvino_network import OpenVinoNetwork
 from serving.self_test import run_self_test
 from tests.tiny_export import random_checkpoint, saved
 

@@ -8,7 +8,7 @@ import pytest
 
 from evaluation.judge import load_judges
 from evaluation.sampling import ImageSource
-from serving.openvino_network import saturates_8_bits
+from serving.cpu_features import saturates_8_bits
 
 MODELS = Path(__file__).parent.parent / "models"
 SHIPPED = ("mnist", "mnist-int8")

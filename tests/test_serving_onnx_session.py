@@ -181,6 +181,19 @@ def test_8_bits_are_the_same_with_and_without_vnni(t: int) -> None:
     assert np.sqrt(np.square(change).mean()) < 0.04  # 0.025 here, 0.24 and 0.09 if they saturate
 
 
+@pytest.mark.parametrize("saturates", [True, False])
+def test_8_bits_are_widened_only_where_they_would_saturate(
+    bundle: Bundle, monkeypatch: pytest.MonkeyPatch, *, saturates: bool
+) -> None:
+    monkeypatch.setattr(onnx_session, "saturates_8_bits", lambda: saturates)
+    options = session_of(bundle)._session.get_session_options()
+    if saturates:
+        assert options.get_session_config_entry("session.x64quantprecision") == "1"
+    else:  # it is slower
+        with pytest.raises(RuntimeError):
+            options.get_session_config_entry("session.x64quantprecision")
+
+
 class GpuDevice(HostDevice):
     """What Session looks at of a GPU."""
 
