@@ -20,7 +20,8 @@ from serving.cpu_count import usable_cpus
 
 DIRECTORY = Path("benchmarks/results")
 QUICK_DIRECTORY = Path("build/benchmarks")
-_FLAGS = ("avx2", "avx512f", "avx512_bf16", "avx_vnni", "avx512_vnni", "amx_bf16")
+BFLOAT16_FEATURES = ("avx512_bf16", "amx_bf16", "bf16")  # the last is Arm's
+_FLAGS = ("avx2", "avx512f", "avx_vnni", "avx512_vnni", *BFLOAT16_FEATURES)
 _PACKAGES = ("numpy", "onnxruntime", "torch", "grpcio")
 
 
@@ -49,7 +50,7 @@ def machine() -> dict[str, Any]:
     """The machine and what runs on it, as far as it bears on speed."""
     cpuinfo = _read("/proc/cpuinfo")
     model = re.search(r"^model name\s*:\s*(.+)$", cpuinfo, re.MULTILINE)
-    flags = re.search(r"^flags\s*:(.+)$", cpuinfo, re.MULTILINE)
+    flags = re.search(r"^(?:flags|Features)\s*:(.+)$", cpuinfo, re.MULTILINE)
     memory = re.search(r"^MemTotal:\s+(\d+) kB", _read("/proc/meminfo"), re.MULTILINE)
     return {
         "cpu": model[1].strip() if model else platform.processor() or platform.machine(),

@@ -40,12 +40,14 @@ from serving.cpu_count import usable_cpus
 from training.config import PRESETS, TrainConfig
 from training.cost import CALLS_PER_TRAINED_IMAGE, forward_flop
 from training.datasets import Dataset, load_dataset
+from training.device import has_bf16
 from training.model import DiffusionModel
 from training.objective import draw
 from training.schedule import make_schedule
 
 SAMPLE = Path("tests/data/mnist-sample")
 PLAIN = "plain fp32 loop"
+DIFFUSERS_BF16 = "diffusers' example, bf16"
 _TEST_SEED = 12345
 
 RUN_SHARES = (0.5, 0.75, 1.0)
@@ -62,8 +64,12 @@ def make_loops(
         "ours": lambda: OurLoop(config, dataset),
         PLAIN: lambda: PlainLoop(config, dataset),
         "diffusers' example, fp32": lambda: DiffusersLoop(config, dataset, "no"),
-        "diffusers' example, bf16": lambda: DiffusersLoop(config, dataset, "bf16"),
     }
+    missing: dict[str, str] = {}
+    if has_bf16(torch.device("cpu")):
+        makers[DIFFUSERS_BF16] = lambda: DiffusersLoop(config, dataset, "bf16")
+    else:
+        missing[DIFFUSERS_BF16] = "this CPU has no instructions for bfloat16"
     if compiled:
         makers["ours, --compile"] = lambda: OurLoop(
             dataclasses.replace(config, compile=True), dataset
@@ -73,7 +79,6 @@ def make_loops(
             config.preset, config.batch_size, SAMPLE, cpus
         )
     loops: dict[str, TrainingLoop] = {}
-    missing: dict[str, str] = {}
     for name, make in makers.items():
         try:
             loops[name] = make()
@@ -96,16 +101,17 @@ def measure(
     """
     torch.set_num_threads(usable_cpus())
     loops, missing = make_loops(config, dataset, compiled=compiled)
-    fp32 = candidates(usable_cpus())
-    bf16 = bf16_candidates()
+    roofs = {"fp32": candidates(usable_cpus())}
+    if has_bf16(torch.device("cpu")):
+        roofs["bf16"] = bf16_candidates()
     seconds: dict[str, list[float]] = {name: [] for name in loops}
-    peaks: dict[str, list[float]] = {"fp32": [], "bf16": []}
+    peaks: dict[str, list[float]] = {precision: [] for precision in roofs}
     for name, loop in loops.items():
         click.echo(f"warming up {name}")
         loop.run(1)
     for turn in range(rounds):
         click.echo(f"round {turn + 1} of {rounds}")
-        for precision, calls in (("fp32", fp32), ("bf16", bf16)):
+        for precision, calls in roofs.items():
             peaks[precision].append(
                 max(flop / fastest_seconds(call, 0.2) for flop, call in calls.values())
             )

@@ -14,7 +14,7 @@ import pytest
 from benchmarks.peers.batched import best_rows, draw_all
 from benchmarks.peers.drawing import Batch, Drawing, Pixels, Tables
 from benchmarks.peers.onnx_loop import OnnxLoop
-from benchmarks.peers.processes import Running
+from benchmarks.peers.processes import PEERS, PeerUnavailable, Running
 from benchmarks.peers.workloads import (
     SMALL,
     Sizes,
@@ -167,3 +167,16 @@ def test_answers_after_the_turn_do_not_count() -> None:
 
 def test_a_peer_slower_than_its_turn_still_has_a_rate() -> None:
     assert steady_rate([(8.0, 100)], 2.0) == pytest.approx(12.5)
+
+
+@pytest.mark.parametrize("features", [["avx2"], ["avx2", "avx512_bf16"], ["bf16"]])
+def test_peers_in_bfloat16_run_where_the_cpu_has_it(features: list[str]) -> None:
+    left_out = []
+    for peer in PEERS:
+        try:
+            peer.require(features)
+        except PeerUnavailable as reason:
+            assert str(reason) == "this CPU has no instructions for bfloat16"
+            left_out.append(peer.name)
+    emulated = ["diffusers, eager bf16", "diffusers, compile bf16"]
+    assert left_out == (emulated if features == ["avx2"] else [])

@@ -55,7 +55,7 @@ async def test_our_server_against_a_loop(monkeypatch: pytest.MonkeyPatch, tmp_pa
     missing = replace(loop, name="another", environment="no-such-environment")
     # Offers as much work as it takes to be over soon, whatever this machine can do.
     monkeypatch.setattr(peers_command.Comparison, "_capacity", lambda *_: 500.0)
-    comparison = peers_command.Comparison(sizes)
+    comparison = peers_command.Comparison(sizes, [])
     await comparison.run([ours, loop, missing])
     data = json.loads(json.dumps(comparison.data, default=dataclass_as_dict))
     assert data["peers"]["ONNX Runtime loop"]["difference"]["largest"] <= 1

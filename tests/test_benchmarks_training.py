@@ -10,7 +10,7 @@ from torch import Tensor
 
 from benchmarks import training_loops
 from benchmarks.equal_loss import Point, Run, courses, equal_loss
-from benchmarks.training import eps_error_on_test_images, make_loops
+from benchmarks.training import DIFFUSERS_BF16, eps_error_on_test_images, make_loops
 from benchmarks.training_loops import OurLoop, OurProcesses, PlainLoop
 from tests.fakes import FakeClock
 from tests.tiny_training import SAMPLE, small_digits, tiny_config
@@ -50,9 +50,19 @@ def test_a_loop_whose_packages_are_missing_is_left_out_and_said_so(
 
     monkeypatch.setattr(training_loops.DiffusersLoop, "__init__", missing)
     monkeypatch.setattr("benchmarks.training.usable_cpus", lambda: 1)
+    monkeypatch.setattr("benchmarks.training.has_bf16", lambda _: True)
     loops, left_out = make_loops(tiny_config(tmp_path), small_digits(), compiled=False)
     assert list(loops) == ["ours", "plain fp32 loop"]
-    assert set(left_out.values()) == {"not installed: accelerate"}
+    assert list(left_out.values()) == ["not installed: accelerate"] * 2
+
+
+def test_a_cpu_without_bfloat16_is_not_made_to_emulate_it(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr("benchmarks.training.usable_cpus", lambda: 1)
+    monkeypatch.setattr("benchmarks.training.has_bf16", lambda _: False)
+    _, left_out = make_loops(tiny_config(tmp_path), small_digits(), compiled=False)
+    assert left_out[DIFFUSERS_BF16] == "this CPU has no instructions for bfloat16"
 
 
 class CountingLoop:

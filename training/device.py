@@ -35,7 +35,7 @@ def resolve_placement(config: TrainConfig, local_rank: int = 0) -> Placement:
         raise ValueError("device is cuda; PyTorch sees no CUDA device here")
     use_cuda = config.device == "cuda" or (config.device == "auto" and torch.cuda.is_available())
     device = torch.device("cuda", local_rank) if use_cuda else torch.device("cpu")
-    bf16 = config.precision == "bf16" or (config.precision == "auto" and _has_bf16(device))
+    bf16 = config.precision == "bf16" or (config.precision == "auto" and has_bf16(device))
     channels_last = config.memory_format == "channels_last" or (
         config.memory_format == "auto" and (use_cuda or not bf16)
     )
@@ -57,7 +57,8 @@ def be_deterministic() -> None:
     torch.backends.cudnn.benchmark = False
 
 
-def _has_bf16(device: torch.device) -> bool:
+def has_bf16(device: torch.device) -> bool:
+    """Whether the device computes in bfloat16, rather than emulating it."""
     if device.type == "cuda":
         return torch.cuda.is_bf16_supported(including_emulation=False)
     # On a CPU without these instructions bf16 convolutions were 10 times slower than fp32.

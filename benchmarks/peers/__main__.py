@@ -8,7 +8,7 @@ Environments: `make bench-peers`.
 import asyncio
 import contextlib
 import itertools
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Collection
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -46,11 +46,15 @@ class Comparison:
 
     Args:
         sizes: how long everything takes.
+        cpu_features: what the CPU can do, as results.machine() says it.
         own_load: whether the peers too have a mixed load of 80 % of their own capacity.
     """
 
-    def __init__(self, sizes: Sizes, *, own_load: bool = False) -> None:
+    def __init__(
+        self, sizes: Sizes, cpu_features: Collection[str], *, own_load: bool = False
+    ) -> None:
         self._sizes = sizes
+        self._cpu_features = cpu_features
         self._own_load = own_load
         self.data: dict[str, Any] = {
             "sizes": sizes,
@@ -69,6 +73,7 @@ class Comparison:
             for peer in peers:
                 click.echo(f"starting {peer.name}")
                 try:
+                    peer.require(self._cpu_features)
                     self._running.append(await stack.enter_async_context(started(peer)))
                     self._running[-1].stop()
                 except PeerUnavailable as reason:
@@ -209,7 +214,7 @@ def main(
     peers = [p for p in PEERS if not only or p.name in OWN or any(o in p.name for o in only)]
     end_like_ctrl_c()
     before = results.machine()
-    comparison = Comparison(sizes, own_load=own_load)
+    comparison = Comparison(sizes, before["features"], own_load=own_load)
     asyncio.run(comparison.run(peers))
     results.save("peers", comparison.data, before, quick=quick, output=output)
 

@@ -9,13 +9,14 @@ import socket
 import sys
 import tempfile
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Collection
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Self
 
 import httpx
 
+from benchmarks import results
 from benchmarks.load.targets import (
     GrpcTarget,
     LitServeTarget,
@@ -50,6 +51,7 @@ class Peer:
         arguments: after `python`; {port} and {ready_file} are filled in.
         protocol: "grpc", "litserve", "triton", or "process" for a loop without a server.
         what: one line for the tables.
+        in_bfloat16: whether it computes in bfloat16.
     """
 
     name: str
@@ -57,6 +59,7 @@ class Peer:
     arguments: tuple[str, ...]
     protocol: str
     what: str
+    in_bfloat16: bool = False
 
     @property
     def python(self) -> Path:
@@ -72,13 +75,24 @@ class Peer:
             raise PeerUnavailable(f"{self.environment} is not there: make bench-peers")
         return python
 
+    def require(self, cpu_features: Collection[str]) -> None:
+        """Checks what the CPU can do.
+
+        Raises:
+            PeerUnavailable: it would emulate bfloat16, at an eighth of the speed of float32: no
+                choice of anybody's, and the whole comparison would wait for it.
+        """
+        if self.in_bfloat16 and not set(results.BFLOAT16_FEATURES) & set(cpu_features):
+            raise PeerUnavailable("this CPU has no instructions for bfloat16")
+
 
 def loop(name: str, environment: str | None, loop_name: str, what: str, *max_rows: int) -> Peer:
     """A loop without a server, in batches of what it finds fastest, or fastest of `max_rows`."""
     arguments = ["-m", "benchmarks.peers.worker", "--loop", loop_name]
     if max_rows:
         arguments += ["--max-rows", *map(str, max_rows)]
-    return Peer(name, environment, tuple(arguments), "process", what)
+    in_bfloat16 = loop_name.endswith("bf16")
+    return Peer(name, environment, tuple(arguments), "process", what, in_bfloat16)
 
 
 def server(name: str, environment: str | None, what: str, *flags: str) -> Peer:

@@ -8,21 +8,18 @@ from benchmarks.results import paragraphs, spread, table
 
 def section(data: dict[str, Any]) -> str:
     """Markdown from the JSON of benchmarks.training."""
-    loops = data["loops"]
+    loops, peaks = data["loops"], data["peaks"]
     rows = [
         (
-            name,
+            loop,
             spread(entry["images_per_second"]),
             spread(entry["to_plain"]),
-            f"{spread(entry['share_of_fp32_peak'], 100.0)} %",
-            f"{spread(entry['share_of_bf16_peak'], 100.0)} %",
+            *(f"{spread(entry[f'share_of_{name}_peak'], 100.0)} %" for name in peaks),
             f"{entry['test_eps_mse']:.4f}",
         )
-        for name, entry in loops.items()
+        for loop, entry in loops.items()
     ]
-    peaks = ", ".join(
-        f"{name} {spread(value, 1e-9)} GFLOP/s" for name, value in data["peaks"].items()
-    )
+    listed = ", ".join(f"{name} {spread(value, 1e-9)} GFLOP/s" for name, value in peaks.items())
     ratio = max(
         (entry["to_plain"] for name, entry in loops.items() if name.startswith("ours")),
         key=lambda to_plain: float(to_plain["median"]),
@@ -45,7 +42,7 @@ def section(data: dict[str, Any]) -> str:
     return paragraphs(
         f"The embedded model's network, batch {data['batch_size']}, one process on all cores."
         " Three network calls' FLOP per image, against the machine's best matrix product or"
-        f" convolution in the same turn ({peaks}). The error on eps of the same test images,"
+        f" convolution in the same turn ({listed}). The error on eps of the same test images,"
         f" after {data['train_steps']} train steps of each loop, in which ours, which is set to a"
         " whole run, only warms up.",
         table(
@@ -53,8 +50,7 @@ def section(data: dict[str, Any]) -> str:
                 "loop",
                 "images/s",
                 "to the plain loop",
-                "of the fp32 peak",
-                "of the bf16 peak",
+                *(f"of the {name} peak" for name in peaks),
                 "error on eps",
             ),
             rows,
