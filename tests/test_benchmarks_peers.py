@@ -4,6 +4,7 @@ import asyncio
 import json
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import cast
@@ -11,6 +12,8 @@ from typing import cast
 import numpy as np
 import pytest
 
+from benchmarks.load.targets import Target
+from benchmarks.peers import processes
 from benchmarks.peers.batched import best_rows, draw_all
 from benchmarks.peers.drawing import Batch, Drawing, Pixels, Tables
 from benchmarks.peers.onnx_loop import OnnxLoop
@@ -180,3 +183,19 @@ def test_peers_in_bfloat16_run_where_the_cpu_has_it(features: list[str]) -> None
             left_out.append(peer.name)
     emulated = ["diffusers, eager bf16", "diffusers, compile bf16"]
     assert left_out == (emulated if features == ["avx2"] else [])
+
+
+def test_who_polls_is_idle_when_it_does_no_more_than_that(monkeypatch: pytest.MonkeyPatch) -> None:
+    shares = [1.4, 0.9, 0.5]
+
+    async def cpu_share(_: int) -> float:
+        return shares.pop(0) if len(shares) > 1 else shares[0]
+
+    monkeypatch.setattr(processes, "_cpu_share", cpu_share)
+    monkeypatch.setattr(processes, "IDLE_SECONDS", 0.05)
+    target = cast("Target", None)
+    running = Running(PEERS[-1], target, lambda: target, 0, 0.0, idle_cpu_share=0.45)
+    asyncio.run(running.wait_idle())
+    assert shares == [0.5]
+    with pytest.raises(PeerUnavailable, match="LitServe was still busy"):
+        asyncio.run(replace(running, idle_cpu_share=0.0).wait_idle())
