@@ -6,14 +6,11 @@ from bisect import bisect_left, bisect_right
 import numpy as np
 import numpy.typing as npt
 
+from serving.backlog import EMPTY_BACKLOG, Backlog
 from serving.filling_up import LIKE_SIZE, FillingUp
 from serving.pace import Pace
 from serving.request import DeadlineUnmeetable, GenerateSpec, QueueFull
-from serving.scheduling import (
-    EMPTY_BACKLOG,
-    Backlog,
-    SchedulingPolicy,
-)
+from serving.scheduling import SchedulingPolicy
 
 BoolArray = npt.NDArray[np.bool_]
 

@@ -7,6 +7,7 @@ from collections.abc import Callable
 
 import numpy as np
 
+from serving.backlog import Backlog
 from serving.denoiser import Denoised, Denoiser
 from serving.ending import Ending
 from serving.engine_model import Network
@@ -18,7 +19,7 @@ from serving.lane_giver import LaneGiver
 from serving.lanes import BoolArray, Int64Array, LaneTable
 from serving.request import GenerateSpec, Outcome, Sink
 from serving.request_book import RequestBook, Ticket
-from serving.scheduling import Backlog, WorkQueue
+from serving.scheduling import WorkQueue
 from serving.sharing import Sharing
 from serving.step import Step
 

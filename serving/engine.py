@@ -13,6 +13,7 @@ from collections.abc import Callable, Mapping
 import numpy as np
 
 from serving.admission import Admission
+from serving.ageing import AGEING
 from serving.batching import Batching
 from serving.denoiser import Denoiser
 from serving.device_denoiser import make_denoiser
@@ -23,7 +24,7 @@ from serving.image_cache import ImageCache
 from serving.pace import Pace
 from serving.request import GenerateSpec, Outcome, Sink
 from serving.request_book import Ticket
-from serving.scheduling import AGEING, SchedulingPolicy, WorkQueue
+from serving.scheduling import SchedulingPolicy, WorkQueue
 from serving.spec_check import check_spec
 from serving.step import Step
 

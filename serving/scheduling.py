@@ -3,12 +3,13 @@
 Work is counted in network rows, as the plan of a request says (GenerateSpec.work_per_image).
 """
 
-from dataclasses import dataclass
 from typing import Literal, get_args
 
 import numpy as np
 import numpy.typing as npt
 
+from serving.ageing import AGEING, Ageing
+from serving.backlog import Backlog
 from serving.filling_up import LIKE_SIZE, FillingUp
 
 Int64Array = npt.NDArray[np.int64]
@@ -18,52 +19,16 @@ BoolArray = npt.NDArray[np.bool_]
 SchedulingPolicy = Literal["srpt", "fifo"]
 """srpt: shortest remaining work (processing time) first, with ageing. fifo: as they came."""
 
-AGEING = 0.25
-"""Share that the elder, the request which was passed over for too long, has at least of what later
-ones and it are served."""
-
 REVIEW_STEPS = 4
 """Steps after which the lanes are given out anew, if nothing that matters happens before and no
 request is without any."""
 
 
-@dataclass(frozen=True, slots=True, eq=False)
-class Backlog:
-    """The requests of an engine at one moment.
-
-    Attributes:
-        urgency: int64 [requests], lower goes first.
-        size: int64 [requests], network rows that each needs in all.
-        work: int64 [requests], network rows that each still needs.
-        width: float64 [requests], rows that each can use in a step.
-        images: that are not finished.
-        images_waiting: of these, without a lane.
-        requests_waiting: that have not had a lane yet.
-        elder: its place in these arrays; None if nobody was passed over for too long.
-    """
-
-    urgency: Int64Array
-    size: Int64Array
-    work: Int64Array
-    width: Float64Array
-    images: int
-    images_waiting: int
-    requests_waiting: int
-    elder: int | None = None
-
-
-_NONE = np.zeros(0, dtype=np.int64)
-EMPTY_BACKLOG = Backlog(_NONE, _NONE, _NONE, np.zeros(0), 0, 0, 0)
-
-
 class WorkQueue:
     """Requests by slot, in the order in which they are served.
 
-    With srpt that is the shortest remaining work first, with ageing: the elder is the first of
-    those that later ones have passed by remaining work / ageing rows or more. From then on it is
-    owed ageing / (1 - ageing) rows for every one that later ones are served, and goes first when
-    these make a full step. So no large request starves, and a small one waits for a step of it at
-    most, however long it was passed over.
+    With srpt that is the shortest remaining work first, with ageing (serving.ageing): the elder,
+    which was passed over for too long, goes first when it is owed a step.
 
     A lane is set aside only where a much smaller request waits (LIKE_SIZE); others get the lanes
     that come free, so that requests of like size do not take turns at every step.
@@ -100,18 +65,12 @@ class WorkQueue:
         """
         if policy not in get_args(SchedulingPolicy):
             raise ValueError(f"policy must be srpt or fifo, got {policy!r}")
-        if not 0.0 <= ageing <= 1.0:
-            raise ValueError(f"ageing must be in 0..1, got {ageing}")
         self._fifo = policy == "fifo"
-        self._ageing = ageing
-        self._elder: int | None = None
-        self._owed = 0.0
-        self._full_step = 1
+        self._ageing = Ageing(slots, ageing)
         self._steps_until_review = [0] * workers
         self.keeps_short = [False] * workers
         self._free_slots = list(range(slots - 1, -1, -1))
         self._order: Int64Array = np.zeros(slots, dtype=np.int64)
-        self._passed_by: Int64Array = np.zeros(slots, dtype=np.int64)
         self._work: Int64Array = np.zeros(slots, dtype=np.int64)
         self._images: Int64Array = np.zeros(slots, dtype=np.int64)
         self._rows_per_lane: Float64Array = np.ones(slots, dtype=np.float64)
@@ -145,7 +104,7 @@ class WorkQueue:
         slot = self._free_slots.pop()
         self.review()
         self._order[slot] = order
-        self._passed_by[slot] = 0
+        self._ageing.enter(slot)
         self._work[slot] = self.work_left[slot] = images * image_work
         self._images[slot] = self.waiting[slot] = self.unfinished[slot] = images
         self._rows_per_lane[slot] = image_work / num_steps
@@ -170,18 +129,8 @@ class WorkQueue:
         """A step is made: `rows` of the network for a lane of each of `slots` (repeated)."""
         self._steps_until_review[worker] -= 1
         np.subtract.at(self.work_left, slots, rows)
-        if self._fifo or not self._ageing:
-            return
-        orders = self._order[slots]
-        if self._elder is not None:
-            passed_by = int(rows[orders > self._order[self._elder]].sum())
-            its_own = int(rows[slots == self._elder].sum())
-            owed = self._ageing * passed_by - (1.0 - self._ageing) * its_own
-            self._owed = min(max(self._owed + owed, 0.0), self._ageing * self._full_step)
-        here, by_order = self.unfinished.nonzero()[0], orders.argsort()
-        rows_until = np.concatenate(([0], np.cumsum(rows[by_order])))
-        earlier = orders[by_order].searchsorted(self._order[here], side="right")
-        self._passed_by[here] += rows_until[-1] - rows_until[earlier]
+        if not self._fifo:  # there nobody is passed over
+            self._ageing.served(slots, rows, self._order, self.unfinished.nonzero()[0])
 
     def finished(self, slots: Int64Array) -> None:
         """An image of each of `slots` (repeated) is finished."""
@@ -236,8 +185,9 @@ class WorkQueue:
             wanted = np.maximum(wanted - elsewhere, 0)
         slots = wanted.nonzero()[0]
         lanes = self._ready_lanes(slots, lanes, filling_up)
-        self._full_step = lanes
-        self._choose_elder(slots, wanted, held)
+        if not self._fifo:
+            wants_more = wanted[slots] > held[slots]
+            self._ageing.choose(slots, wants_more, self._order, self.work_left, lanes)
         if slots.size <= 1:
             return slots, np.minimum(wanted[slots], lanes)
         elder_first = self._is_elder_first(slots, lanes, worker)
@@ -249,7 +199,7 @@ class WorkQueue:
             self._share_the_small(ranked[first:], wants[first:], ~fills[first:])
         kept = np.minimum(self._kept(ranked, wanted, held), wants)
         if elder_first:  # a step at once, not the lanes that others leave one by one
-            kept[self._order[ranked] > self._order[self._elder]] = 0
+            kept[self._order[ranked] > self._order[self._ageing.elder]] = 0
         kept = _within(kept, lanes)
         more = wants - kept
         given = kept + _within(more, lanes - int(kept.sum()))
@@ -276,11 +226,12 @@ class WorkQueue:
         Not where it would stop much smaller requests for so long while another worker, whose steps
         are not kept short for them, can make its step.
         """
-        if self._elder is None or self._owed < self._ageing * lanes:
+        elder = self._ageing.elder
+        if elder is None or not self._ageing.is_owed_a_step(lanes):
             return False
         smallest = int(self._work[slots].min())
         others = [short for i, short in enumerate(self.keeps_short) if i != worker]
-        if self._work[self._elder] <= LIKE_SIZE * smallest or all(others):
+        if self._work[elder] <= LIKE_SIZE * smallest or all(others):
             return True
         self._steps_until_review = [0] * len(self.keeps_short)
         return False
@@ -312,7 +263,7 @@ class WorkQueue:
         """What is here, with so many of the images in lanes, and others that await one of those."""
         slots = self.unfinished.nonzero()[0]
         images = int(self.unfinished[slots].sum()) + images_shared
-        elder = (slots == self._elder).nonzero()[0]
+        elder = (slots == self._ageing.elder).nonzero()[0]
         return Backlog(
             urgency=self._urgency(slots),
             size=self._work[slots],
@@ -327,24 +278,13 @@ class WorkQueue:
     def _urgency(self, slots: Int64Array) -> Int64Array:
         return (self._order if self._fifo else self.work_left)[slots]
 
-    def _choose_elder(self, slots: Int64Array, wanted: Int64Array, held: Int64Array) -> None:
-        """The first to come of those that were passed over for too long and still want lanes."""
-        if self._fifo or not self._ageing:
-            return
-        wants = wanted[slots] > held[slots]
-        too_long = self._ageing * self._passed_by[slots] >= self.work_left[slots]
-        eligible = slots[wants & too_long]
-        elder = int(eligible[self._order[eligible].argmin()]) if eligible.size else None
-        if elder != self._elder:
-            self._elder, self._owed = elder, 0.0
-
     def _ranked(
         self, slots: Int64Array, held: Int64Array, lanes: int, *, elder_first: bool
     ) -> Int64Array:
         """The slots that have or can have lanes, the most urgent first."""
         urgency = self._urgency(slots)
         if elder_first:
-            urgency[slots == self._elder] = -1
+            urgency[slots == self._ageing.elder] = -1
         if slots.size > 4 * lanes:  # each takes a lane at least: sort those that can win, and ties
             able = urgency <= np.partition(urgency, lanes - 1)[lanes - 1]
             able |= held[slots] > 0

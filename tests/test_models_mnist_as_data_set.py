@@ -1,4 +1,4 @@
-"""Ten thousand images of the embedded model teach a network to read real digits."""
+"""Images of the embedded model teach a network to read real digits."""
 
 import subprocess
 import sys
@@ -28,12 +28,24 @@ def real_digits(repository: Path) -> tuple[np.ndarray, np.ndarray]:
 
 
 @pytest.mark.timeout(900)
-def test_a_network_that_saw_10000_synthetic_digits_reads_97_percent_of_real_ones(
-    mnist_server: ServerProcess, repository: Path, tmp_path: Path
+@pytest.mark.parametrize(
+    ("count", "epochs", "least"),
+    [
+        pytest.param(2000, 10, 0.95, id="short"),
+        pytest.param(10_000, 2, 0.97, id="full", marks=pytest.mark.fault),
+    ],
+)
+def test_a_network_that_saw_synthetic_digits_only_reads_real_ones(
+    count: int,
+    epochs: int,
+    least: float,
+    mnist_server: ServerProcess,
+    repository: Path,
+    tmp_path: Path,
 ) -> None:
     command = ["dataset", "--target", mnist_server.target, "--output", str(tmp_path / "synthetic")]
     subprocess.run(
-        [sys.executable, "-m", "serving.client", *command, "--count", "10000", "--test-count", "0"],
+        [sys.executable, "-m", "serving.client", *command, "--count", str(count), "--test-count", "0"],
         env=environment(),
         check=True,
     )
@@ -45,7 +57,7 @@ def test_a_network_that_saw_10000_synthetic_digits_reads_97_percent_of_real_ones
         images[:, None],
         labels,
         seed=0,
-        epochs=2,
+        epochs=epochs,
         progress=False,
     )
-    assert accuracy >= 0.97
+    assert accuracy >= least

@@ -9,10 +9,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from serving.admission import Admission
+from serving.backlog import Backlog
 from serving.filling_up import FillingUp
 from serving.pace import Pace
 from serving.request import DeadlineUnmeetable, QueueFull
-from serving.scheduling import Backlog
 from tests.fakes import spec
 
 NOW = 1000.0

@@ -7,9 +7,9 @@ import weakref
 import numpy as np
 import pytest
 
+from serving.ageing import AGEING
 from serving.engine import Engine, EngineModel, StepStats
 from serving.request import DeadlineUnmeetable, GenerateSpec, Outcome, Pixels, QueueFull
-from serving.scheduling import AGEING
 from tests.fakes import (
     FakeClock,
     FakeNetwork,

@@ -5,6 +5,7 @@ import math
 import numpy as np
 import pytest
 
+from serving.ageing import AGEING
 from serving.filling_up import (
     EFFICIENCY,
     EXPECTED_SECONDS,
@@ -15,7 +16,7 @@ from serving.filling_up import (
     FillingUp,
 )
 from serving.pace import Pace
-from serving.scheduling import AGEING, WorkQueue
+from serving.scheduling import WorkQueue
 
 NEVER = float("inf")
 
