@@ -25,6 +25,10 @@ from serving.step import Step
 
 logger = logging.getLogger(__name__)
 
+MANY_REQUESTS = 2
+"""For each lane that there is: from so many on, all lanes are used. Whoever comes then waits for
+far longer than a step takes, and steps of more lanes make better use of the machine."""
+
 
 class Batching:
     """Requests from open() to their done(), and the batches of their lanes. Not thread-safe.
@@ -51,6 +55,7 @@ class Batching:
         clock: Callable[[], float],
         *,
         together: bool = True,
+        usual_lanes: int | None = None,
     ) -> None:
         """Makes it without requests; the cache, None for none, lives longer.
 
@@ -62,6 +67,8 @@ class Batching:
             padded_rows: rows that are computed for a batch that all workers share.
             clock: seconds.
             together: whether fewer images than workers are computed by all of these together.
+            usual_lanes: of all workers, that are used while there are not MANY_REQUESTS; None for
+                all.
         """
         self.denoisers = denoisers
         self._networks = networks
@@ -73,6 +80,8 @@ class Batching:
         self._lane_giver = LaneGiver(denoisers, queue, self.book, self._hand_over, self.sharing)
         self._padded_rows = padded_rows
         self._together = together
+        self._max_lanes = sum(denoiser.lanes.capacity for denoiser in denoisers)
+        self._usual_lanes = self._max_lanes if usual_lanes is None else usual_lanes
         self._under_way: dict[int, Step] = {}
         self._cancelled: dict[int, str] = {}
 
@@ -93,6 +102,12 @@ class Batching:
     def lanes_in_use(self) -> int:
         """Of all workers."""
         return sum(denoiser.lanes.count for denoiser in self.denoisers)
+
+    @property
+    def lanes_offered(self) -> int:
+        """That all workers may have at present."""
+        many = len(self.book) >= MANY_REQUESTS * self._max_lanes
+        return self._max_lanes if many else self._usual_lanes
 
     @property
     def has_more(self) -> bool:
@@ -186,8 +201,10 @@ class Batching:
         has it, does no harm, and to move a lane costs something.
         """
         lanes, workers = self.denoisers[worker].lanes, len(self.denoisers)
+        # Of more lanes than are offered, those that come free are not given out again.
+        most = min(max(-(-self.lanes_offered // workers), lanes.count), lanes.capacity)
         if workers == 1:
-            return False, lanes.capacity
+            return False, most
         images = self.queue.images
         few = images < workers and lanes.count == self.lanes_in_use
         if self._together and may_be_alone and few:
@@ -195,7 +212,7 @@ class Batching:
         share = -(-images // workers)
         if share < lanes.count <= share + share // 4:
             share = lanes.count
-        return False, min(share, lanes.capacity)
+        return False, min(share, most)
 
     def _end_cancelled_and_expired(self, now_seconds: float, stats: StepStats) -> None:
         while self._cancelled:

@@ -39,6 +39,9 @@ class Engine:
     step is held up by whatever else the machine does.
 
     Every request that submit() or reserve() accepted gets exactly one Sink.done().
+
+    Attributes:
+        max_lanes, usual_lanes: as it was made with.
     """
 
     def __init__(
@@ -47,6 +50,7 @@ class Engine:
         network: Network,
         *,
         max_lanes: int = 64,
+        usual_lanes: int | None = None,
         max_queued_images: int = 4096,
         max_queued_requests: int = 1024,
         policy: SchedulingPolicy = "srpt",
@@ -64,6 +68,8 @@ class Engine:
             network: the noise predictor, called with up to 2 * max_lanes rows in all.
             max_lanes: images that are in batches at most, those of all workers together; a guided
                 one takes two rows.
+            usual_lanes: of these, used while few requests are here (batching.MANY_REQUESTS), so
+                that whoever comes waits for a short step; None for all.
             max_queued_images: images that may wait for a lane.
             max_queued_requests: requests that may wait for their first lane.
             policy: see WorkQueue.
@@ -78,6 +84,8 @@ class Engine:
         """
         if max_lanes < 1:
             raise ValueError(f"max_lanes must be at least 1, got {max_lanes}")
+        if usual_lanes is not None and not 1 <= usual_lanes <= max_lanes:
+            raise ValueError(f"usual_lanes must be in 1..{max_lanes}, got {usual_lanes}")
         self._model = model
         self._clock = clock
         self._padded_rows = padded_rows
@@ -90,12 +98,13 @@ class Engine:
         self._admission = Admission(
             max_queued_images=max_queued_images,
             max_queued_requests=max_queued_requests,
-            lanes=max_lanes,
+            lanes=usual_lanes or max_lanes,
             policy=policy,
             pace=self._pace,
             filling_up=self._filling_up,
         )
-        self._max_lanes = max_lanes
+        self.max_lanes = max_lanes
+        self.usual_lanes = usual_lanes or max_lanes
         # Each has an image in a lane or waiting, so there cannot be more requests than these.
         self._make_queue = functools.partial(
             WorkQueue, max_queued_images + max_lanes, policy=policy, ageing=ageing,
@@ -108,7 +117,7 @@ class Engine:
 
     def _start_empty(self) -> None:
         denoisers: list[Denoiser] = []
-        for share in np.array_split(np.arange(self._max_lanes), len(self._workers)):
+        for share in np.array_split(np.arange(self.max_lanes), len(self._workers)):
             denoisers.append(
                 make_denoiser(
                     self._model, self._network, len(share), self._clock,
@@ -123,6 +132,7 @@ class Engine:
             self._padded_rows,
             self._clock,
             together=self._together,
+            usual_lanes=self.usual_lanes,
         )
 
     @property
@@ -280,14 +290,14 @@ class Engine:
     def longest_step_seconds(self) -> float | None:
         """What the largest batch takes at the measured pace; None before the first step."""
         cost = self._pace.cost
-        return None if cost is None else cost.seconds(2 * self._max_lanes)
+        return None if cost is None else cost.seconds(2 * self.max_lanes)
 
     def statistics(self) -> EngineStatistics:
         """A snapshot. Safe from any thread."""
         batching = self._batching
         return EngineStatistics(
             lanes_active=batching.lanes_in_use,
-            lanes_capacity=self._max_lanes,
+            lanes_capacity=batching.lanes_offered,
             lanes_set_aside=batching.lanes_aside.count,
             images_waiting=self._admission.images_waiting,
             images_waiting_limit=self._admission.max_queued_images,

@@ -101,7 +101,7 @@ class EngineStatistics:
 
     Attributes:
         lanes_active: images being denoised.
-        lanes_capacity: at most so many at once.
+        lanes_capacity: at most so many at once, at present.
         lanes_set_aside: images half done that wait until it is their request's turn again.
         images_waiting: accepted images without a lane, those set aside included.
         images_waiting_limit: the bound of that.

@@ -1,4 +1,7 @@
-"""How many lanes suit a network: the smallest batch that is nearly as fast per row as any."""
+"""How many lanes suit a network: the smallest batch that is nearly as fast per row as any.
+
+And how many where so many requests wait that the length of a step is no matter.
+"""
 
 import statistics
 import time
@@ -30,6 +33,13 @@ LONGEST_STEP_SECONDS = 0.03
 """A step that takes longer is too long a wait for whoever comes while it runs, and its memory is
 kept: what larger batches would still gain is not worth these, unless --max-lanes says so."""
 
+MANY_LANES = 24
+"""Of each worker, at most, where many requests wait: what a step costs beside the network, the same
+for few lanes and for many, is little then (benchmarks/LEVERS.md)."""
+
+LONGEST_STEP_OF_MANY_SECONDS = 0.06
+"""Also then deadlines and cancellations wait for the end of a step."""
+
 _ROUNDS = 5
 _BUDGET_SECONDS = 1.0
 _NO_BETTER = 2  # sizes in a row without a new best that end the search
@@ -40,13 +50,15 @@ class LaneCount:
     """What was measured.
 
     Attributes:
-        max_lanes: that were chosen.
+        usual_lanes: that were chosen.
+        max_lanes: for when many requests wait, no fewer.
         step_seconds: of an engine step of all workers side by side, by their lanes in all, the
             median, for the sizes that were tried.
         together: whether one image alone is sooner done by all workers together than by one.
         seconds: that it took.
     """
 
+    usual_lanes: int
     max_lanes: int
     step_seconds: dict[int, float]
     together: bool
@@ -124,21 +136,29 @@ def measure_lane_count(
         if clock() > end:
             break
         trial.step()
-    chosen = _smallest_good(trials, fewest, longest_step_seconds)
+    usual = _smallest_good(trials, fewest, longest_step_seconds)
+    # The memory of a device is divided up at the start.
+    most = _for_many(usual, candidates, len(workers)) if in_turns else usual.lanes
     rounds.close()
     step_seconds = {trial.lanes: trial.step_seconds for trial in trials}
     for trial in by_one:
         together = step_seconds[1] <= TOGETHER * trial.step_seconds
         step_seconds[1] = min(step_seconds[1], trial.step_seconds)
-    return LaneCount(chosen, step_seconds, together is not False, clock() - begin)
+    return LaneCount(usual.lanes, most, step_seconds, together is not False, clock() - begin)
 
 
-def _smallest_good(trials: list["_Trial"], fewest: int, longest_step_seconds: float) -> int:
-    """The lanes of the first that is GOOD_ENOUGH among those that are neither too few nor slow."""
+def _smallest_good(trials: list["_Trial"], fewest: int, longest_step_seconds: float) -> "_Trial":
+    """The first that is GOOD_ENOUGH among those that are neither too few nor slow."""
     able = [trial for trial in trials if trial.lanes >= fewest] or trials[-1:]
     able = [trial for trial in able if trial.step_seconds <= longest_step_seconds] or able[:1]
     enough = GOOD_ENOUGH * max(trial.rate for trial in able)
-    return next(trial.lanes for trial in able if trial.rate >= enough)
+    return next(trial for trial in able if trial.rate >= enough)
+
+
+def _for_many(usual: "_Trial", candidates: tuple[int, ...], workers: int) -> int:
+    """Lanes where many requests wait, if a step takes no longer per lane than with the usual."""
+    most = min(MANY_LANES * workers, usual.rate * LONGEST_STEP_OF_MANY_SECONDS)
+    return max([usual.lanes, *(lanes for lanes in candidates if lanes <= most)])
 
 
 class _Trial:

@@ -52,9 +52,11 @@ class EngineSettings:
 
     Attributes:
         max_lanes: "auto" for what measure_lane_count finds.
+        usual_lanes: beside a number of those; None for all of them.
     """
 
     max_lanes: int | Literal["auto"] = "auto"
+    usual_lanes: int | None = None
     max_queued_images: int = 4096
     max_queued_requests: int = 1024
     policy: SchedulingPolicy = "srpt"
@@ -118,8 +120,14 @@ def load_model(
         )
     except RuntimeError as error:
         raise BundleError(f"bundle {str(path)!r}: {error}") from error
-    max_lanes = measured.max_lanes if fixed == "auto" else fixed
-    _log.info("%s %s: %d lanes; %s", manifest.name, manifest.version, max_lanes, measured.summary())
+    if fixed == "auto":
+        max_lanes, usual_lanes = measured.max_lanes, measured.usual_lanes
+    else:
+        max_lanes, usual_lanes = fixed, settings.usual_lanes or fixed
+    lanes = f"{usual_lanes} lanes"
+    if max_lanes > usual_lanes:
+        lanes += f", {max_lanes} while many requests wait"
+    _log.info("%s %s: %s; %s", manifest.name, manifest.version, lanes, measured.summary())
     report = run_self_test(model, network, max_lanes=max_lanes, batch_sizes=sizes)
     if not report.finite:
         raise BundleError(f"bundle {str(path)!r}: {report.summary()}")
@@ -131,6 +139,7 @@ def load_model(
         model,
         network,
         max_lanes=max_lanes,
+        usual_lanes=usual_lanes,
         max_queued_images=settings.max_queued_images,
         max_queued_requests=settings.max_queued_requests,
         policy=settings.policy,

@@ -159,7 +159,9 @@ CACHE_BYTES = _gauge("cache_bytes", "Memory of the cache of finished images.", m
 # The engine
 
 LANES_IN_USE = _gauge("lanes_in_use", "Images being denoised.", model=())
-LANES_CAPACITY = _gauge("lanes_capacity", "Images that can be denoised at once.", model=())
+LANES_CAPACITY = _gauge(
+    "lanes_capacity", "Images that can be denoised at once, at present.", model=()
+)
 LANES_SET_ASIDE = _gauge(
     "lanes_set_aside", "Images half done that wait until it is their turn again.", model=()
 )

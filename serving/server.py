@@ -163,8 +163,11 @@ class Server:
 
         async def load(path: Path, before: LoadedModel) -> LoadedModel:
             # What the engine before has measured is worth more than a measurement beside it.
-            lanes = before.engine.statistics().lanes_capacity
-            settings = dataclasses.replace(_engine_settings(config), max_lanes=lanes)
+            settings = dataclasses.replace(
+                _engine_settings(config),
+                max_lanes=before.engine.max_lanes,
+                usual_lanes=before.engine.usual_lanes,
+            )
             return await on_daemon_thread(
                 lambda: load_model(
                     path, before.provider, config.num_threads, settings, spin=config.spin

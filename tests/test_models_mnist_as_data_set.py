@@ -44,8 +44,9 @@ def test_a_network_that_saw_synthetic_digits_only_reads_real_ones(
     tmp_path: Path,
 ) -> None:
     command = ["dataset", "--target", mnist_server.target, "--output", str(tmp_path / "synthetic")]
+    command += ["--count", str(count), "--test-count", "0"]
     subprocess.run(
-        [sys.executable, "-m", "serving.client", *command, "--count", str(count), "--test-count", "0"],
+        [sys.executable, "-m", "serving.client", *command],
         env=environment(),
         check=True,
     )

@@ -1,6 +1,7 @@
 """The engine, driven by hand: exact, fair, bounded, and every request ended once."""
 
 import gc
+import itertools
 import random
 import weakref
 
@@ -649,3 +650,39 @@ def add(totals: StepStats, step: StepStats) -> None:
     totals.images_finished += step.images_finished
     for outcome, requests in step.requests_done.items():
         totals.requests_done[outcome] = totals.requests_done.get(outcome, 0) + requests
+
+
+def test_more_lanes_are_used_while_there_are_two_requests_for_each_of_them() -> None:
+    engine = Engine(MODEL, FakeNetwork(), max_lanes=6, usual_lanes=2)
+    sinks = [RecordingSink() for _ in range(30)]
+
+    def lanes_of_a_step() -> int:
+        stats = engine.step()
+        assert stats is not None
+        assert stats.lanes_set_aside == 0, "they come free by themselves"
+        return stats.lanes
+
+    for sink in sinks[:11]:
+        engine.submit(spec(num_steps=3), sink)
+    assert engine.statistics().lanes_capacity == 2
+    assert lanes_of_a_step() == 2
+    for sink in sinks[11:]:
+        engine.submit(spec(num_steps=3), sink)
+    assert engine.statistics().lanes_capacity == 6
+    lanes = [lanes_of_a_step()]
+    assert lanes == [6]
+    while engine.statistics().requests_active >= 12:
+        lanes.append(lanes_of_a_step())
+    assert set(lanes) == {6}
+    assert engine.statistics().lanes_capacity == 2
+    while engine.has_work:
+        lanes.append(lanes_of_a_step())
+    assert lanes[-1] <= 2, "those that come free are not given out again"
+    assert all(after <= max(before, 2) for before, after in itertools.pairwise(lanes))
+    assert {sink.outcome for sink in sinks} == {Outcome.FINISHED}
+
+
+@pytest.mark.parametrize("usual_lanes", [0, 5])
+def test_usual_lanes_are_some_of_the_lanes(usual_lanes: int) -> None:
+    with pytest.raises(ValueError, match=rf"usual_lanes must be in 1\.\.4, got {usual_lanes}"):
+        Engine(MODEL, FakeNetwork(), max_lanes=4, usual_lanes=usual_lanes)

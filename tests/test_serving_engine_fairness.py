@@ -47,7 +47,8 @@ class Hardware:
         clock, measured = FakeClock(), self.measured
         engine = Engine(
             MODEL, self.network(clock), max_lanes=measured.max_lanes,
-            step_seconds=measured.step_seconds, clock=clock, **settings,
+            usual_lanes=measured.usual_lanes, step_seconds=measured.step_seconds, clock=clock,
+            **settings,
         )  # fmt: skip
         return engine, clock
 
@@ -163,7 +164,7 @@ def mixed(hardware: Hardware, **settings: object) -> float:
     engine, clock = hardware.engine(**settings)
     script = random.Random(0)
     large = dataclasses.replace(LARGE, count=64, num_steps=90)
-    lanes = hardware.measured.max_lanes
+    lanes = hardware.measured.usual_lanes
     rows_per_second = lanes / hardware.measured.step_seconds[lanes]
     mean_work = 0.9 * SMALL.work_per_image + 0.1 * 64 * large.work_per_image
     rate = 0.8 * rows_per_second / mean_work

@@ -43,6 +43,7 @@ class EngineMachine(RuleBasedStateMachine):
 
     cache_bytes = 0
     parts = 1
+    usual_lanes: int | None = None
 
     def __init__(self) -> None:
         super().__init__()
@@ -52,6 +53,7 @@ class EngineMachine(RuleBasedStateMachine):
             MODEL,
             self.network,
             max_lanes=MAX_LANES,
+            usual_lanes=self.usual_lanes,
             max_queued_images=MAX_QUEUED_IMAGES,
             max_queued_requests=8,
             cache_bytes=self.cache_bytes,
@@ -223,7 +225,9 @@ class CachingEngineMachine(EngineMachine):
 
 
 class ManyWorkersCachingMachine(ManyWorkersMachine, CachingEngineMachine):
-    """All of it."""
+    """All of it, and lanes for many requests only."""
+
+    usual_lanes = 2
 
 
 def tables_of(engine: Engine) -> tuple[LaneTable, ...]:

@@ -37,7 +37,7 @@ def test_the_smallest_batch_with_98_percent_of_the_best_throughput_is_chosen(
     best = max(rates.values())
     assert rates[lanes] >= 0.98 * best
     assert all(rate < 0.98 * best for size, rate in rates.items() if FEWEST <= size < lanes)
-    assert result.max_lanes == lanes
+    assert result.usual_lanes == lanes
     for size, seconds in result.step_seconds.items():
         assert seconds == pytest.approx(fixed_seconds + size)
 
@@ -47,7 +47,7 @@ def test_it_ends_when_larger_batches_are_no_better_or_its_time_is_up() -> None:
     assert list(measured(0.001, 1000.0).step_seconds) == list(CANDIDATES)
     hurried = measured(0.001, 1.0, budget_seconds=11.0)
     assert list(hurried.step_seconds) == [1, 2, 4, 8, 12, 16]  # two steps of a second at each
-    assert hurried.max_lanes == 16
+    assert hurried.usual_lanes == 16
     assert hurried.seconds == pytest.approx(12.0, rel=0.02)
 
 
@@ -63,8 +63,23 @@ def test_a_batch_whose_step_is_too_long_to_wait_for_is_not_chosen() -> None:
         16,
         24,
     ]  # the first that is too long ends it
-    assert chosen.max_lanes == 16
-    assert measured(1.0, 3.0, longest_step_seconds=0.5).max_lanes == FEWEST
+    assert chosen.usual_lanes == 16
+    assert measured(1.0, 3.0, longest_step_seconds=0.5).usual_lanes == FEWEST
+
+
+def test_there_are_more_lanes_for_many_requests_but_no_step_of_more_than_60_ms() -> None:
+    for seconds_per_row, workers, usual, most in (
+        (0.0005, 1, 8, 24),
+        (0.0005, 2, 8, 48),
+        (0.002, 1, 8, 24),
+        (0.0025, 1, 8, 24),
+        (0.0026, 1, 8, 16),
+        (0.01, 2, 8, 8),
+    ):
+        clock = FakeClock()
+        network = FakeNetwork(clock, seconds_per_row, parts=workers)
+        chosen = measure_lane_count(MODEL, network, longest_step_seconds=1e6, clock=clock)
+        assert (chosen.usual_lanes, chosen.max_lanes) == (usual, most), seconds_per_row
 
 
 def test_fewer_lanes_are_taken_only_where_no_more_may_be() -> None:
@@ -75,7 +90,7 @@ def test_fewer_lanes_are_taken_only_where_no_more_may_be() -> None:
         chosen = measure_lane_count(
             MODEL, network, candidates=candidates, longest_step_seconds=1e6, clock=clock
         )
-        assert chosen.max_lanes == min(FEWEST, max(chosen.step_seconds))
+        assert chosen.usual_lanes == min(FEWEST, max(chosen.step_seconds))
 
 
 @pytest.mark.parametrize("seed", range(20))
@@ -92,7 +107,7 @@ def test_other_work_on_the_machine_does_not_change_what_is_chosen(seed: int) -> 
     network.on_call = change_pace
     chosen = measure_lane_count(
         MODEL, network, budget_seconds=1e6, longest_step_seconds=1e6, clock=clock
-    ).max_lanes
+    ).usual_lanes
     assert 8 <= chosen <= 64  # 24 on a quiet one; 8 give 92 % of what 24 do
 
 
@@ -134,7 +149,7 @@ def test_who_says_that_all_workers_compute_an_image_alone_is_believed() -> None:
 
 
 def test_what_was_measured_fits_into_one_line_of_the_log() -> None:
-    line = LaneCount(2, {1: 0.5, 2: 0.5}, together=False, seconds=0.25).summary()
+    line = LaneCount(2, 2, {1: 0.5, 2: 0.5}, together=False, seconds=0.25).summary()
     assert line == (
         "rows per second by lanes, measured in 0.25 s: 1: 2, 2: 4; an image alone by one worker"
     )

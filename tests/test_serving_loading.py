@@ -12,13 +12,14 @@ from tests.fakes import write_tiny_bundle
 
 
 @pytest.mark.parametrize(
-    ("max_lanes", "tried", "capacity"),
-    [("auto", CANDIDATES, 4), (8, (1, 8), 8), (200, (1, 64), 200)],
+    ("max_lanes", "tried", "usual", "most"),
+    [("auto", CANDIDATES, 4, 6), (8, (1, 8), 8, 8), (200, (1, 64), 200, 200)],
 )
 def test_lanes_are_measured_or_fixed_and_the_pace_is_known_either_way(
     max_lanes: int,
     tried: tuple[int, ...] | None,
-    capacity: int,
+    usual: int,
+    most: int,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
@@ -26,14 +27,15 @@ def test_lanes_are_measured_or_fixed_and_the_pace_is_known_either_way(
 
     def measure(*_: object, candidates: tuple[int, ...] | None, together: bool | None) -> LaneCount:
         measured.append(candidates)
-        return LaneCount(4, {1: 0.5, 4: 0.8}, together=True, seconds=0.1)
+        return LaneCount(4, 6, {1: 0.5, 4: 0.8}, together=True, seconds=0.1)
 
     monkeypatch.setattr(loading, "measure_lane_count", measure)
     settings = EngineSettings(max_lanes=max_lanes)
     model = load_model(write_tiny_bundle(tmp_path / "tiny"), "cpu", 1, settings)
     assert measured == [tried]
-    assert model.engine.statistics().lanes_capacity == capacity
-    assert model.engine.longest_step_seconds == pytest.approx(2 * capacity / 4 * 0.8)
+    assert model.engine.statistics().lanes_capacity == usual
+    assert (model.engine.usual_lanes, model.engine.max_lanes) == (usual, most)
+    assert model.engine.longest_step_seconds == pytest.approx(2 * most / 4 * 0.8)
 
 
 def test_a_network_that_fails_while_it_is_measured_is_a_bad_bundle(
@@ -55,7 +57,7 @@ def test_threads_that_wait_awake_are_to_compute_an_image_together(
 
     def measure(*_: object, together: bool | None, **__: object) -> LaneCount:
         asked.append(together)
-        return LaneCount(4, {1: 0.5, 4: 0.8}, together=True, seconds=0.1)
+        return LaneCount(4, 6, {1: 0.5, 4: 0.8}, together=True, seconds=0.1)
 
     monkeypatch.setattr(loading, "measure_lane_count", measure)
     load_model(write_tiny_bundle(tmp_path / "tiny"), "cpu", 2, EngineSettings(), spin=spin)

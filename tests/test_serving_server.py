@@ -97,7 +97,8 @@ def test_a_server_serves_and_its_pages_and_counters_say_so(tiny: Path) -> None:
         assert samples["diffusion_self_test_bit_equal", "tiny"] == 1
         lanes = samples["diffusion_lanes_capacity", "tiny"]
         assert 1 <= lanes <= 256
-        assert f"tiny 1.0.0: {lanes:.0f} lanes; rows per second" in server.log
+        assert f"tiny 1.0.0: {lanes:.0f} lanes" in server.log
+        assert "; rows per second by lanes" in server.log
         assert samples["diffusion_engine_step_rows_sum", "tiny"] == 5 * 4
         server.signal(signal.SIGTERM)
         assert server.exit_code() == 0
