@@ -105,7 +105,8 @@ class ServerConfig:
     max_lanes: int | Literal["auto"] = flag(
         "auto",
         "Images denoised at once, per model. auto: the smallest number that gives 98 % of the best"
-        " throughput in steps of at most 30 ms, measured at the start in a second.",
+        " throughput in steps of at most 30 ms, measured at the start in a second; and more, in"
+        " steps of at most 60 ms, while there are two requests and more for each of them.",
         kind=AutoOrInteger(1, 4096),
     )
     max_queued_images: int = flag(
