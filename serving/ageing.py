@@ -44,8 +44,14 @@ class Ageing:
         """A request has come."""
         self._passed_by[slot] = 0
 
-    def choose(self, slots: Int64Array, wants: BoolArray, order: Int64Array, work_left: Int64Array,
-               lanes: int) -> None:  # fmt: skip
+    def choose(
+        self,
+        slots: Int64Array,
+        wants: BoolArray,
+        order: Int64Array,
+        work_left: Int64Array,
+        lanes: int,
+    ) -> None:
         """Decides who the elder is.
 
         Args:

@@ -82,6 +82,8 @@ class Batching:
         self._together = together
         self._max_lanes = sum(denoiser.lanes.capacity for denoiser in denoisers)
         self._usual_lanes = self._max_lanes if usual_lanes is None else usual_lanes
+        shares = np.array_split(np.arange(self._usual_lanes), len(denoisers))
+        self._usual_shares = [max(1, len(share)) for share in shares]
         self._under_way: dict[int, Step] = {}
         self._cancelled: dict[int, str] = {}
 
@@ -106,8 +108,11 @@ class Batching:
     @property
     def lanes_offered(self) -> int:
         """That all workers may have at present."""
-        many = len(self.book) >= MANY_REQUESTS * self._max_lanes
-        return self._max_lanes if many else self._usual_lanes
+        return self._max_lanes if self._many else self._usual_lanes
+
+    @property
+    def _many(self) -> bool:
+        return len(self.book) >= MANY_REQUESTS * self._max_lanes
 
     @property
     def has_more(self) -> bool:
@@ -202,7 +207,7 @@ class Batching:
         """
         lanes, workers = self.denoisers[worker].lanes, len(self.denoisers)
         # Of more lanes than are offered, those that come free are not given out again.
-        most = min(max(-(-self.lanes_offered // workers), lanes.count), lanes.capacity)
+        most = lanes.capacity if self._many else max(self._usual_shares[worker], lanes.count)
         if workers == 1:
             return False, most
         images = self.queue.images

@@ -86,6 +86,8 @@ class Engine:
             raise ValueError(f"max_lanes must be at least 1, got {max_lanes}")
         if usual_lanes is not None and not 1 <= usual_lanes <= max_lanes:
             raise ValueError(f"usual_lanes must be in 1..{max_lanes}, got {usual_lanes}")
+        self.max_lanes = max_lanes
+        self.usual_lanes = usual_lanes or max_lanes
         self._model = model
         self._clock = clock
         self._padded_rows = padded_rows
@@ -98,13 +100,11 @@ class Engine:
         self._admission = Admission(
             max_queued_images=max_queued_images,
             max_queued_requests=max_queued_requests,
-            lanes=usual_lanes or max_lanes,
+            lanes=self.usual_lanes,
             policy=policy,
             pace=self._pace,
             filling_up=self._filling_up,
         )
-        self.max_lanes = max_lanes
-        self.usual_lanes = usual_lanes or max_lanes
         # Each has an image in a lane or waiting, so there cannot be more requests than these.
         self._make_queue = functools.partial(
             WorkQueue, max_queued_images + max_lanes, policy=policy, ageing=ageing,

@@ -38,6 +38,12 @@ def test_lanes_are_measured_or_fixed_and_the_pace_is_known_either_way(
     assert model.engine.longest_step_seconds == pytest.approx(2 * most / 4 * 0.8)
 
 
+def test_lanes_that_were_measured_before_are_kept(tmp_path: Path) -> None:
+    settings = EngineSettings(max_lanes=6, usual_lanes=4)
+    engine = load_model(write_tiny_bundle(tmp_path / "tiny"), "cpu", 1, settings).engine
+    assert (engine.usual_lanes, engine.max_lanes) == (4, 6)
+
+
 def test_a_network_that_fails_while_it_is_measured_is_a_bad_bundle(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -3,6 +3,8 @@
 The steps are begun and finished by hand, so that each is under way for as long as a test likes.
 """
 
+import random
+
 import pytest
 
 from serving.engine import Engine, Step
@@ -282,3 +284,41 @@ def test_a_round_is_a_step_of_every_worker(workers: int) -> None:
     rounds.close()
     assert len(network.batches) == 4 * workers
     assert_reference_pixels(MODEL, spec(count=6, num_steps=4), sink.images)
+
+
+@pytest.mark.parametrize("workers", [1, 2, 3])
+@pytest.mark.parametrize("seed", range(3))
+def test_lanes_for_many_requests_change_nothing_while_there_are_few(
+    workers: int, seed: int
+) -> None:
+    """A large request in a loop, small ones at random, steps under way in any order."""
+    usual = decisions(workers, seed, max_lanes=8)
+    assert decisions(workers, seed, max_lanes=24, usual_lanes=8) == usual
+    assert decisions(workers, seed, max_lanes=24) != usual
+
+
+def decisions(workers: int, seed: int, **lanes: int) -> list[tuple[float, ...]]:
+    """What every step did, by whom."""
+    clock, chance = FakeClock(), random.Random(seed)
+    network = FakeNetwork(clock, 0.001, fixed_seconds=0.001, parts=workers)
+    timed = {rows: 0.001 + 0.001 * rows for rows in (1, 4, 8)}
+    engine = Engine(MODEL, network, step_seconds=timed, together=False, clock=clock, **lanes)
+    large = RecordingSink()
+    engine.submit(spec(count=60, num_steps=9), large)
+    made: list[tuple[float, ...]] = []
+    running: list[Step] = []
+    for number in range(800):
+        if large.outcome is not None:
+            large = RecordingSink()
+            engine.submit(spec(count=60, num_steps=9, seed=number), large)
+        if chance.random() < 0.05:
+            engine.submit(spec(num_steps=9, seed=number), RecordingSink())
+        if chance.random() < 0.7 and (step := engine.begin()) is not None:
+            running.append(step)
+            made.append((step.worker, step.stats.lanes, step.stats.rows_useful))
+        if running and chance.random() < 0.6:
+            step = running.pop(chance.randrange(len(running)))
+            step.run()
+            stats = engine.finish(step)
+            made.append((step.worker, stats.images_finished, stats.lanes_set_aside, clock.now))
+    return made
