@@ -3,18 +3,16 @@
 Proved: a GPU that cannot be had ends with the reason, every node is on CUDA, the device's steps are
 NumPy's, and the images are those of the CPU. Measured: engine steps against bare replays of the
 CUDA graph at every bucket, images per second against diffusers with torch.compile in bf16, and the
-time for 10,000 images at the bundle's defaults.
+time for 10,000 images, and for one, at the bundle's defaults.
 """
 
+import dataclasses
 import json
 import os
-import statistics
 import subprocess
 import sys
-import time
 from collections.abc import Sequence
 from dataclasses import asdict
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -23,86 +21,19 @@ import numpy as np
 import numpy.typing as npt
 
 from benchmarks import results
-from benchmarks.engine_overhead import Saturated
-from benchmarks.pace import times_per_second
+from benchmarks.gpu_steps import bucket_steps
 from benchmarks.results import Spread
+from benchmarks.served import QUEUED_IMAGES, Served
 from serving.bundle import load_bundle
-from serving.engine import Engine
-from serving.engine_model import EngineModel, Network
+from serving.engine_model import EngineModel
 from serving.network import OnnxNetwork, embedding_table, make_network
 from serving.onnx_session import ProviderError
-from serving.request import GenerateSpec, NullSink, Outcome, Pixels
-from serving.rounds import Rounds
+from serving.request import GenerateSpec
 from serving.self_test import run_self_test
-from serving.step_network import StepNetwork
+from serving.step_networks import StepNetworks
 
 _PEER_STEPS = 10  # of every image in the comparison with the peer, as at saturation on the CPU
 _COMPARED = 50  # images drawn on both providers
-
-
-class Album(NullSink):
-    """A sink that keeps the images."""
-
-    def __init__(self) -> None:
-        self.images: dict[int, Pixels] = {}
-        self.outcome: Outcome | None = None
-
-    def image(self, index: int, pixels: Pixels) -> None:
-        """See Sink."""
-        self.images[index] = pixels
-
-    def done(
-        self, outcome: Outcome, queue_seconds: float, compute_seconds: float, detail: str
-    ) -> None:
-        """See Sink."""
-        self.outcome = outcome
-
-
-def draw(
-    model: EngineModel, network: Network, specs: Sequence[GenerateSpec], max_lanes: int
-) -> tuple[npt.NDArray[np.uint8], float]:
-    """Every image of some requests, in order: uint8 [N, C, H, W], and the seconds that it took."""
-    total = sum(spec.count for spec in specs)
-    engine = Engine(model, network, max_lanes=max_lanes, max_queued_images=total)
-    albums = [Album() for _ in specs]
-    begin = time.perf_counter()
-    for spec, album in zip(specs, albums, strict=True):
-        engine.submit(spec, album)
-    rounds = Rounds(engine.workers)
-    while engine.has_work:
-        rounds.step(engine)
-    rounds.close()
-    seconds = time.perf_counter() - begin
-    for spec, album in zip(specs, albums, strict=True):
-        if album.outcome is not Outcome.FINISHED:
-            raise RuntimeError(f"the request for label {spec.label} ended as {album.outcome}")
-    images = [album.images[i] for album in albums for i in sorted(album.images)]
-    return np.stack(images), seconds
-
-
-def bucket_steps(
-    model: EngineModel, network: StepNetwork, turns: int, turn_seconds: float
-) -> list[dict[str, Any]]:
-    """Engine steps with all lanes in use against bare replays, at every number of lanes."""
-    found = []
-    for lanes in network.lane_counts:
-        saturated = Saturated(model, network, lanes, "ddpm")
-        saturated.step()
-        network.replay(lanes)
-        bare, steps = [], []
-        for _ in range(turns):
-            bare.append(1 / times_per_second(partial(network.replay, lanes), turn_seconds))
-            steps.append(1 / times_per_second(saturated.step, turn_seconds))
-        ratios = [step / replay for step, replay in zip(steps, bare, strict=True)]
-        found.append(
-            {
-                "rows": lanes,
-                "replay_seconds": statistics.median(bare),
-                "step_seconds": statistics.median(steps),
-                "ratio": asdict(Spread.of(ratios)),
-            }
-        )
-    return found
 
 
 def parity(of_cpu: npt.NDArray[np.uint8], of_device: npt.NDArray[np.uint8]) -> dict[str, float]:
@@ -154,43 +85,23 @@ def of_peer(python: Path, model: Path, rows: Sequence[int], images: int) -> dict
     return measured
 
 
-@click.command()
-@click.option("--model", type=click.Path(path_type=Path), default=Path("models/mnist"))
-@click.option(
-    "--peer-python", type=click.Path(path_type=Path), help="Of the environment of the peers."
-)
-@click.option("--max-lanes", type=click.IntRange(1), default=512, show_default=True)
-@click.option("--images", type=click.IntRange(10), default=10_000, show_default=True)
-@click.option("--turns", type=click.IntRange(1), default=7, show_default=True)
-@click.option("--turn-seconds", type=float, default=0.3, show_default=True)
-@click.option("--quick", is_flag=True, help="Seconds, to see that it works.")
-@click.option("--output", type=click.Path(file_okay=False, path_type=Path))
-def main(
-    *,
-    model: Path,
-    peer_python: Path | None,
-    max_lanes: int,
-    images: int,
-    turns: int,
-    turn_seconds: float,
-    quick: bool,
-    output: Path | None,
-) -> None:
-    """Proves and measures the engine on the first GPU."""
-    before = results.machine()
-    if quick:
-        images, turns, turn_seconds = 200, 1, 0.05
+def measure_model(
+    model: Path, max_lanes: int, images: int, turns: int, turn_seconds: float
+) -> dict[str, Any]:
+    """Proves and measures one bundle on the device.
+
+    Raises:
+        click.ClickException: if the device cannot be had.
+    """
     bundle = load_bundle(model)
     try:
         network = make_network(bundle, "cuda", max_lanes=max_lanes)
     except ProviderError as error:
         raise click.ClickException(str(error)) from None
-    assert isinstance(network, StepNetwork)  # with every node on CUDA, or it would not be here
+    assert isinstance(network, StepNetworks)  # with every node on CUDA, or it would not be here
     drawn = EngineModel.from_manifest(bundle.manifest, embedding_table(bundle))
-    refusal = refusal_without_a_device()
     report = run_self_test(drawn, network, max_lanes=max_lanes, batch_sizes=network.buckets)
-    click.echo(report.summary())
-
+    click.echo(f"{bundle.manifest.name}: {report.summary()}")
     defaults, labels = bundle.manifest.defaults, drawn.null_label
 
     def requests(count: int, sampler: str, num_steps: int, scale: float) -> list[GenerateSpec]:
@@ -204,32 +115,75 @@ def main(
 
     default = defaults.sampler, defaults.num_steps, defaults.guidance_scale
     few = requests(_COMPARED, *default)
-    of_cpu, _ = draw(drawn, OnnxNetwork(bundle), few, _COMPARED)
-    of_device, _ = draw(drawn, network, few, min(_COMPARED, max_lanes))
-    steps = bucket_steps(drawn, network, turns, turn_seconds)
-    many = requests(images, *default)
-    default_seconds = [draw(drawn, network, many, max_lanes)[1] for _ in range(turns)]
-    plain = requests(images, "ddpm", _PEER_STEPS, 1.0)
-    plain_seconds = [draw(drawn, network, plain, max_lanes)[1] for _ in range(turns)]
-    peer = None
-    if peer_python is not None:
-        peer = of_peer(
-            peer_python, model, [64, 512] if quick else [64, 128, 256, 512, 1024], images
-        )
-    data = {
-        "device": gpu_name(),
-        "refusal": refusal,
+    on_cpu = Served(drawn, OnnxNetwork(bundle), _COMPARED)
+    of_cpu, _ = on_cpu.draw(few)
+    on_cpu.close()
+    served = Served(drawn, network, max_lanes)
+    of_device, _ = served.draw(few)
+    many, plain = requests(images, *default), requests(images, "ddpm", _PEER_STEPS, 1.0)
+    one = [dataclasses.replace(few[0], count=1)]
+    served.draw(many)  # warms up
+    default_seconds, plain_seconds, one_seconds = (
+        [served.draw(asked)[1] for _ in range(turns)] for asked in (many, plain, one)
+    )
+    served.close()
+    return {
+        "name": bundle.manifest.name,
         "self_test": report.summary(),
         "step_difference": report.step_difference,
         "bit_equal_in_crowds": report.bit_equal,
         "parity": parity(of_cpu, of_device),
-        "buckets": steps,
         "images": images - images % labels,
         "default": {"sampler": default[0], "num_steps": default[1], "guidance_scale": default[2]},
         "default_seconds": asdict(Spread.of(default_seconds)),
-        "plain_steps": _PEER_STEPS,
+        "one_seconds": asdict(Spread.of(one_seconds)),
         "plain_seconds": asdict(Spread.of(plain_seconds)),
-        "peer": peer,
+        "buckets": bucket_steps(drawn, network, turns, turn_seconds),
+    }
+
+
+@click.command()
+@click.option(
+    "--model", "models", type=click.Path(path_type=Path), multiple=True, show_default=True,
+    default=("models/mnist", "models/mnist-fp16"), help="Repeatable; peers run the first.",
+)  # fmt: skip
+@click.option(
+    "--peer-python", type=click.Path(path_type=Path), help="Of the environment of the peers."
+)
+@click.option(
+    "--peer-rows", type=click.IntRange(1), multiple=True, default=(512, 1024), show_default=True,
+    help="Of a batch of diffusers; each is compiled, which takes minutes.",
+)  # fmt: skip
+@click.option("--max-lanes", type=click.IntRange(2), default=1024, show_default=True)
+@click.option("--images", type=click.IntRange(10, QUEUED_IMAGES), default=10_000, show_default=True)
+@click.option("--turns", type=click.IntRange(1), default=5, show_default=True)
+@click.option("--turn-seconds", type=float, default=0.2, show_default=True)
+@click.option("--quick", is_flag=True, help="Seconds, to see that it works.")
+@click.option("--output", type=click.Path(file_okay=False, path_type=Path))
+def main(
+    *,
+    models: tuple[Path, ...],
+    peer_python: Path | None,
+    peer_rows: tuple[int, ...],
+    max_lanes: int,
+    images: int,
+    turns: int,
+    turn_seconds: float,
+    quick: bool,
+    output: Path | None,
+) -> None:
+    """Proves and measures the engine on the first GPU."""
+    before = results.machine()
+    if quick:
+        images, turns, turn_seconds = 200, 1, 0.05
+        peer_rows = (64, 512)
+    measured = [measure_model(model, max_lanes, images, turns, turn_seconds) for model in models]
+    data = {
+        "device": gpu_name(),
+        "refusal": refusal_without_a_device(),
+        "models": measured,
+        "plain_steps": _PEER_STEPS,
+        "peer": None if peer_python is None else of_peer(peer_python, models[0], peer_rows, images),
     }
     results.save("gpu", data, before, quick=quick, output=output)
 

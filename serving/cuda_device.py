@@ -5,6 +5,7 @@ operators on CUDA, and Philox is nothing else. NVRTC compiles it when the device
 """
 
 import functools
+import threading
 import weakref
 from collections.abc import Callable
 from importlib import resources
@@ -15,6 +16,8 @@ import numpy.typing as npt
 
 from diffusion.noise import normal_table
 from serving.device import AnyArray, Control, Provider, StepTensors, Tensor
+
+_thread = threading.local()
 
 _THREADS = 256  # of a block, one block per row: the 196 words of 28x28 pixels at once
 
@@ -87,15 +90,12 @@ class CudaDevice:
         # From pageable memory: the driver has taken the values over when it returns.
         _call(self._driver.cuMemcpyHtoDAsync(to, _address(values), values.nbytes, self._stream))
 
-    def read(self, tensor: Tensor, rows: int) -> AnyArray:
+    def read(self, tensor: Tensor, stop: int, start: int = 0) -> AnyArray:
         """See Device."""
         self._enter()
-        values = np.empty((rows, *tensor.shape[1:]), dtype=tensor.dtype)
-        _call(
-            self._driver.cuMemcpyDtoHAsync(
-                _address(values), tensor.pointer, values.nbytes, self._stream
-            )
-        )
+        values = np.empty((stop - start, *tensor.shape[1:]), dtype=tensor.dtype)
+        at = tensor.pointer + start * tensor.row_bytes
+        _call(self._driver.cuMemcpyDtoHAsync(_address(values), at, values.nbytes, self._stream))
         _call(self._driver.cuStreamSynchronize(self._stream))
         return values
 
@@ -132,8 +132,14 @@ class CudaDevice:
         )
 
     def _enter(self) -> None:
-        """Makes the context that of the calling thread."""
+        """Makes the context that of the calling thread, which may work while others record."""
         _call(self._driver.cuCtxSetCurrent(self._context))
+        if not getattr(_thread, "is_relaxed", False):
+            # ONNX Runtime records a CUDA graph such that meanwhile other threads may not do what
+            # could disturb it, as they do nothing of, but for this.
+            mode = self._driver.CUstreamCaptureMode.CU_STREAM_CAPTURE_MODE_RELAXED
+            _call(self._driver.cuThreadExchangeStreamCaptureMode(mode))
+            _thread.is_relaxed = True
 
     def _constant(self, values: AnyArray) -> Tensor:
         tensor = self.allocate(values.shape, values.dtype)
@@ -150,6 +156,7 @@ class _Memory:
     """Stands for memory of a device: when it goes, that is freed."""
 
 
+@functools.cache
 def compile_kernel(nvrtc: Any, architecture: str) -> AnyArray:
     """prepare.cu for an architecture ("sm_90"), as the bytes of a cubin. Needs no device.
 

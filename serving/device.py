@@ -140,8 +140,8 @@ class Device(Protocol):
     def write(self, tensor: Tensor, values: AnyArray, first_row: int = 0) -> None:
         """Copies contiguous values of the tensor's dtype into its rows from first_row on."""
 
-    def read(self, tensor: Tensor, rows: int) -> AnyArray:
-        """A copy of the first rows, when all that was asked for before is done."""
+    def read(self, tensor: Tensor, stop: int, start: int = 0) -> AnyArray:
+        """A copy of the rows start .. stop - 1, when all that was asked for before is done."""
 
     def preparation(self, tensors: StepTensors, rows: int) -> Callable[[], None]:
         """What is to be called before every step of a batch of so many rows.
@@ -166,9 +166,9 @@ class HostDevice:
         """See Device."""
         tensor.memory[first_row : first_row + len(values)] = values
 
-    def read(self, tensor: Tensor, rows: int) -> AnyArray:
+    def read(self, tensor: Tensor, stop: int, start: int = 0) -> AnyArray:
         """See Device."""
-        copy: AnyArray = tensor.memory[:rows].copy()
+        copy: AnyArray = tensor.memory[start:stop].copy()
         return copy
 
     def preparation(self, tensors: StepTensors, rows: int) -> Callable[[], None]:

@@ -28,8 +28,10 @@ class DeviceDenoiser(Denoiser):
         network: StepNetwork,
         max_lanes: int,
         clock: Callable[[], float] = time.monotonic,
+        *,
+        beside: Denoiser | None = None,
     ) -> None:
-        """Makes a denoiser without lanes.
+        """Makes a denoiser without lanes. See Denoiser.
 
         Raises:
             ValueError: if the step graph does not suit the model or the batch does not fit.
@@ -37,13 +39,14 @@ class DeviceDenoiser(Denoiser):
         if model.clip != 1.0:
             raise ValueError(f"the step graph clips x_0 at 1, the model at {model.clip}")
         network.padded_rows(2 * max_lanes)  # fits, or raises
-        super().__init__(model, network, max_lanes, clock)
+        super().__init__(model, network, max_lanes, clock, beside=beside)
         self._device_network = network
         self._embedding_table = model.embedding_table
+        self._rows = 0  # of the batch that was prepared
 
     def warm_up(self) -> None:
         """See Denoiser."""
-        self._device_network.record()
+        self._device_network.record(2 * self.lanes.capacity)
 
     def draw_initial(self) -> None:
         """Leaves it to the next step to draw x_T of the lanes that have joined."""
@@ -68,25 +71,29 @@ class DeviceDenoiser(Denoiser):
             lanes.device_row[there] = _HERE
 
     def prepare(self) -> None:
-        """See Denoiser. All of it is in compute()."""
-
-    def compute(self, network: Network | None = None) -> Denoised:
-        """See Denoiser, but only on the thread that owns it all."""
+        """See Denoiser."""
         lanes, n = self.lanes, self.lanes.count
         self._device_network.claim(self, self._embedding_table)
         plan_rows = self._plan_rows()
         guided = self._guided_mask(plan_rows).nonzero()[0]
+        self._rows = n + guided.size
         self._write_control(plan_rows, guided)
+        lanes.position[:n] += 1
+
+    def compute(self, network: Network | None = None) -> Denoised:
+        """See Denoiser. It knows no other network than its own."""
+        lanes, n = self.lanes, self.lanes.count
         begin = self._clock()
         try:
-            finite = self._device_network.step(n + guided.size)
+            finite = self._device_network.step(self._rows)
         finally:
             self.network_seconds = self._clock() - begin
         lanes.device_row[:n] = np.arange(n)
-        lanes.position[:n] += 1
         finished = lanes.position[:n] == lanes.num_steps[:n]
-        if finished.any():
-            lanes.x[:n] = self._device_network.x(n)
+        ends = finished.nonzero()[0]
+        if ends.size:
+            rows = slice(int(ends[0]), int(ends[-1]) + 1)
+            lanes.x[rows] = self._device_network.x(rows.stop, rows.start)
         if lanes.preview_every[:n].any():
             lanes.x_0_previous[:n] = self._device_network.x_0(n)
         return Denoised(lanes.x_0_previous[:n], finished, ~finite[:n])
@@ -131,9 +138,14 @@ def make_denoiser(
     max_lanes: int,
     clock: Callable[[], float] = time.monotonic,
     *,
+    worker: Network | None = None,
     beside: Denoiser | None = None,
 ) -> Denoiser:
-    """The denoiser that suits a network: on its device, if it steps on one. See Denoiser."""
-    if isinstance(network, StepNetwork):
-        return DeviceDenoiser(model, network, max_lanes, clock)
+    """The denoiser that suits a network: on its device, if it steps on one. See Denoiser.
+
+    Its lanes are those of `worker`, one of the network's; None for the only one.
+    """
+    device_network = network if worker is None else worker
+    if isinstance(device_network, StepNetwork):
+        return DeviceDenoiser(model, device_network, max_lanes, clock, beside=beside)
     return Denoiser(model, network, max_lanes, clock, beside=beside)

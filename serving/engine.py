@@ -117,10 +117,11 @@ class Engine:
 
     def _start_empty(self) -> None:
         denoisers: list[Denoiser] = []
-        for share in np.array_split(np.arange(self.max_lanes), len(self._workers)):
+        shares = np.array_split(np.arange(self.max_lanes), len(self._workers))
+        for share, worker in zip(shares, self._workers, strict=True):
             denoisers.append(
                 make_denoiser(
-                    self._model, self._network, len(share), self._clock,
+                    self._model, self._network, len(share), self._clock, worker=worker,
                     beside=denoisers[0] if denoisers else None,
                 )
             )  # fmt: skip
@@ -166,7 +167,9 @@ class Engine:
         check_spec(spec, self._model, self._admission.max_queued_images)
 
     def warm_up(self) -> None:
-        """To be called once on the thread that steps, so that its first steps are like all others.
+        """Makes the first steps of a thread like all others.
+
+        To be called once on every thread that steps, on one at a time, with no step under way.
 
         Raises:
             Exception: whatever the network raises.

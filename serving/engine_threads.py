@@ -114,10 +114,10 @@ class EngineThreads:
         self._stopping = False
         self._idle = True
         self._ended = False
-        self._warm = threading.Event()
+        self._warm = threading.Event()  # all threads are, or one has ended before it was
         size = max((engine.workers for engine in self._engines.values()), default=1)
         self._busy_since = [math.inf] * size  # of each thread; infinity while it waits
-        self._running = size
+        self._running = self._cold = size
         self._threads = [
             threading.Thread(target=self._run, args=(number,), name=f"engine-{number}", daemon=True)
             for number in range(size)
@@ -227,11 +227,7 @@ class EngineThreads:
 
     def _run(self, number: int) -> None:
         try:
-            if number == 0:
-                for engine in self._engines.values():
-                    engine.warm_up()
-                self._warm.set()
-            self._warm.wait()
+            self._warm_up()
             step: Step | None = None
             while not self._stopping:
                 news = self._news
@@ -255,6 +251,16 @@ class EngineThreads:
                     self._end_all(Outcome.NETWORK_FAILED, detail)
         finally:
             self._leave()
+
+    def _warm_up(self) -> None:
+        """Warms the engines up for this thread, and waits until all threads have done so."""
+        with self._ownership:
+            for engine in self._engines.values():
+                engine.warm_up()
+            self._cold -= 1
+            if not self._cold:
+                self._warm.set()
+        self._warm.wait()
 
     def _leave(self) -> None:
         """One thread less; the last one ends what is left."""

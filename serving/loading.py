@@ -19,7 +19,7 @@ from serving.network import (
 )
 from serving.scheduling import SchedulingPolicy
 from serving.self_test import BATCH_SIZES, SelfTestReport, run_self_test
-from serving.step_network import StepNetwork
+from serving.step_networks import DeviceNetwork
 from serving.validation import ServedModel
 
 LARGEST_STEP_DIFFERENCE = 1e-3
@@ -116,7 +116,7 @@ def load_model(
             model,
             network,
             candidates=_candidates(network, fixed),
-            together=True if spin else None,  # who has the machine to itself says so
+            together=_together(network, spin=spin),
         )
     except RuntimeError as error:
         raise BundleError(f"bundle {str(path)!r}: {error}") from error
@@ -151,11 +151,18 @@ def load_model(
     return LoadedModel(_served(manifest), engine, provider, report)
 
 
+def _together(network: AnyNetwork, *, spin: bool) -> bool | None:
+    """Whether all workers compute one image alone; None for whatever is sooner."""
+    if isinstance(network, DeviceNetwork):
+        return False  # the image is in the memory of one of them
+    return True if spin else None  # who has the machine to itself says so
+
+
 def _candidates(network: AnyNetwork, fixed: int | Literal["auto"]) -> tuple[int, ...] | None:
     """Lanes to time; None where the network says how many it has room for."""
     if fixed != "auto":  # two sizes, and no large one: for the pace only
         return tuple(sorted({1, min(fixed, 64)}))
-    if isinstance(network, StepNetwork):
+    if isinstance(network, DeviceNetwork):
         return None
     # Elsewhere a step is padded to more, and would look slower than it need be.
     return tuple(lanes for lanes in CANDIDATES if network.padded_rows(lanes) == lanes)

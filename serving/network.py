@@ -19,13 +19,14 @@ from serving.onnx_session import (
 from serving.openvino_network import OpenVinoNetwork
 from serving.providers import resolve_provider
 from serving.step_network import StepNetwork
+from serving.step_networks import WORKERS, StepNetworks
 
 __all__ = [
     "AnyNetwork", "OnnxNetwork", "Provider", "ProviderError", "embedding_table", "make_network",
     "resolve_provider",
 ]  # fmt: skip
 
-_MAX_LANES = 512  # on CUDA, if it is not said how many; two rows each
+_MAX_LANES = 1024  # on CUDA, if it is not said how many; two rows each
 
 _EMBEDDING_CHUNK = 1024  # rows; bounds the memory of embedding_table
 
@@ -122,7 +123,7 @@ class OnnxNetwork:
         return rows
 
 
-AnyNetwork = OnnxNetwork | OpenVinoNetwork | StepNetwork
+AnyNetwork = OnnxNetwork | OpenVinoNetwork | StepNetworks
 
 
 def make_network(
@@ -154,7 +155,13 @@ def make_network(
         return OpenVinoNetwork(bundle, num_threads=num_threads)
     resolve_provider(provider)
     try:
-        return StepNetwork(bundle, CudaDevice(), max_rows=2 * (max_lanes or _MAX_LANES))
+        lanes = max_lanes or _MAX_LANES
+        workers = min(WORKERS, lanes)
+        rows = 2 * -(-lanes // workers)
+        return StepNetworks(
+            # A device each: what is done on one is done in order.
+            tuple(StepNetwork(bundle, CudaDevice(), max_rows=rows) for _ in range(workers))
+        )
     except DeviceError as error:
         raise ProviderError(str(error)) from error
 

@@ -151,7 +151,12 @@ class BoundCall:
 
 
 def one_line(error: Exception) -> str:
-    """An error of ONNX Runtime without line breaks, paths and the code it starts with."""
+    """An error of ONNX Runtime without line breaks, paths and the code it starts with.
+
+    Of a call of CUDA that failed, what CUDA says of it: before that come templates of C++.
+    """
+    if of_cuda := re.search(r"\b\w+ failure \d+: [^;]+", str(error)):
+        return re.sub(r"\s+", " ", of_cuda.group()).strip()
     text = re.sub(r"^\[ONNXRuntimeError\] : \d+ : \w+ : ", "", str(error))
     text = re.sub(r"(?<!\w)/[^\s:]+(:\d+)?", "", text)
     return re.sub(r"\s+", " ", text).strip()[:300]

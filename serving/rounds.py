@@ -11,22 +11,23 @@ class Rounds:
 
     def __init__(self, workers: int) -> None:
         """For engines of up to so many workers."""
-        self._pool = ThreadPoolExecutor(workers) if workers > 1 else None
+        # A thread for each worker: on CUDA, threads record their graphs.
+        self._threads = [ThreadPoolExecutor(1) for _ in range(workers)] if workers > 1 else []
 
     def step(self, engine: Engine) -> list[StepStats]:
         """One round; what each step did. Empty if there was nothing to do."""
         begun = []
         while (step := engine.begin()) is not None:
             begun.append(step)
-        if self._pool is None or len(begun) == 1:
+        if self._threads:
+            for running in [self._threads[step.worker].submit(step.run) for step in begun]:
+                running.result()
+        else:
             for step in begun:
                 step.run()
-        else:
-            for running in [self._pool.submit(step.run) for step in begun]:
-                running.result()
         return [engine.finish(step) for step in begun]
 
     def close(self) -> None:
         """Lets go of the threads."""
-        if self._pool is not None:
-            self._pool.shutdown()
+        for thread in self._threads:
+            thread.shutdown()

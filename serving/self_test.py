@@ -13,7 +13,7 @@ from diffusion.noise import standard_normal
 from serving.denoiser import Denoiser
 from serving.device_denoiser import DeviceDenoiser
 from serving.engine import Engine
-from serving.engine_model import EngineModel, Network
+from serving.engine_model import EngineModel, Network, workers_of
 from serving.lanes import Float32Array
 from serving.request import GenerateSpec, NullSink, Outcome, Pixels
 from serving.step_network import StepNetwork
@@ -115,8 +115,9 @@ def run_self_test(
         batches.append(_compare(size, by_itself, crowd))
     trajectory_equal = _trajectory_equal(model, network, max_lanes)
     difference = None
-    if isinstance(network, StepNetwork):
-        difference = _step_difference(model, network, max_lanes)
+    worker = workers_of(network)[0]
+    if isinstance(worker, StepNetwork):
+        difference = _step_difference(model, worker, -(-max_lanes // len(workers_of(network))))
     return SelfTestReport(
         tuple(batches), trajectory_equal, finite, time.monotonic() - begin, difference
     )

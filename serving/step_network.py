@@ -176,18 +176,18 @@ class StepNetwork:
         finite: BoolArray = checksum == 0.0
         return finite
 
-    def x(self, rows: int) -> Float32Array:
-        """x of the first rows after the last step, float32 [rows, C, H, W]."""
-        return self._device.read(self._tensors.x, rows)
+    def x(self, stop: int, start: int = 0) -> Float32Array:
+        """x of some rows after the last step, float32 [stop - start, C, H, W]."""
+        return self._device.read(self._tensors.x, stop, start)
 
     def x_0(self, rows: int) -> Float32Array:
         """x_0 of the first rows in the last step, float32 [rows, C, H, W]."""
         return self._device.read(self._tensors.x_0, rows)
 
-    def record(self) -> None:
-        """Calls the graph of every bucket once: on CUDA, each thread has to record its own."""
+    def record(self, rows: int) -> None:
+        """Calls every graph for up to so many rows: on CUDA, each thread has to record its own."""
         self._let(None)
-        for bucket in self.buckets:
+        for bucket in buckets_for(rows):
             self._controls[bucket].clear(0)
             self._send(bucket)
             self._bound(bucket).call()

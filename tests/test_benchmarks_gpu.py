@@ -9,16 +9,20 @@ from click.testing import CliRunner
 
 from benchmarks import gpu
 from benchmarks.report import on_gpu
+from benchmarks.served import Served
+from serving.bundle import Bundle
 from serving.device import HostDevice
 from serving.onnx_session import ProviderError
 from serving.step_network import StepNetwork
+from serving.step_networks import StepNetworks
 from tests.fakes import fake_eps, reference_x_0, spec
 from tests.step_fakes import MODEL, fake_bundle
 
 
-def on_the_host(bundle: object, provider: str, *, max_lanes: int) -> StepNetwork:
+def on_the_host(bundle: Bundle, provider: str, *, max_lanes: int) -> StepNetworks:
     assert provider == "cuda"
-    return StepNetwork(bundle, HostDevice(), 1, max_rows=2 * max_lanes)
+    workers = (StepNetwork(bundle, HostDevice(), 1, max_rows=max_lanes) for _ in range(2))
+    return StepNetworks(tuple(workers))
 
 
 def test_all_of_it_is_written_down_and_read_by_the_report(
@@ -36,14 +40,17 @@ def test_all_of_it_is_written_down_and_read_by_the_report(
     result = CliRunner().invoke(gpu.main, asked, catch_exceptions=False)
     assert result.exit_code == 0, result.output
     data = json.loads((tmp_path / "gpu.json").read_text())["data"]
-    assert data["step_difference"] == 0.0
-    assert data["parity"]["equal_pixels"] == 1.0
-    assert [bucket["rows"] for bucket in data["buckets"]] == [1, 2, 4]
-    assert all(bucket["step_seconds"] > 0 for bucket in data["buckets"])
+    [model] = data["models"]
+    assert model["name"] == "tiny"
+    assert model["step_difference"] == 0.0
+    assert model["parity"]["equal_pixels"] == 1.0
+    assert [bucket["rows"] for bucket in model["buckets"]] == [1, 2]
+    times = ("replay_seconds", "both_seconds", "step_seconds")
+    assert all(bucket[each] > 0 for bucket in model["buckets"] for each in times)
     section = on_gpu.section(data)
     assert "differ by 0" in section
     assert "\u201cno device\u201d" in section
-    rate = data["images"] / data["plain_seconds"]["median"]
+    rate = model["images"] / model["plain_seconds"]["median"]
     assert "3x diffusers" in section
     assert (rate / 20.0 >= 3) == ("x, met." in section.splitlines()[-1])
     assert "200 in" in section
@@ -65,7 +72,9 @@ def test_a_machine_without_cuda_is_told_so_in_one_line(
 
 def test_images_come_in_the_order_of_the_requests() -> None:
     requests = [spec(label=4, count=3, seed=1), spec(label=2, count=2, guidance_scale=2.0)]
-    images, seconds = gpu.draw(MODEL, fake_eps, requests, 2)
+    served = Served(MODEL, fake_eps, 2)
+    images, seconds = served.draw(requests)
+    served.close()
     x_0 = np.concatenate([reference_x_0(MODEL, request) for request in requests])
     assert images.shape == x_0.shape
     assert np.abs(images / 127.5 - 1 - np.clip(x_0, -1, 1)).max() <= 1 / 255 + 1e-6

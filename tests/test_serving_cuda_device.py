@@ -2,6 +2,7 @@
 
 import gc
 import sys
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -142,3 +143,19 @@ def test_a_call_that_fails_is_an_error_with_its_name(driver: FakeDriver, call: s
     driver.failing.add(call)
     with pytest.raises(DeviceError, match="CUDA failed: CUDA_ERROR_UNKNOWN"):
         CudaDevice().allocate((Control.words(1),), np.int64)
+
+
+@needs_nvrtc
+@needs_host_compiler
+def test_a_thread_may_work_while_another_one_records_a_graph(driver: FakeDriver) -> None:
+    device = CudaDevice()
+    tensor = device.allocate((3, 4), np.float32)
+
+    def work() -> None:
+        device.read(tensor, 3)
+        device.read(tensor, 3)
+
+    thread = threading.Thread(target=work, name="beside")
+    thread.start()
+    thread.join()
+    assert driver.relaxed.count("beside") == 1

@@ -68,16 +68,19 @@ def test_requests_from_many_threads_are_all_drawn_as_alone() -> None:
         assert_reference_pixels(MODEL, request, sink.images)
 
 
-def test_start_returns_when_every_engine_was_warmed_up_on_the_thread_that_steps_it(
-    monkeypatch: pytest.MonkeyPatch,
+@pytest.mark.parametrize("workers", [1, 2])
+def test_start_returns_when_every_engine_was_warmed_up_on_every_thread_that_steps_it(
+    monkeypatch: pytest.MonkeyPatch, workers: int
 ) -> None:
     warmed: list[str] = []
     monkeypatch.setattr(
         Engine, "warm_up", lambda _self: warmed.append(threading.current_thread().name)
     )
-    engines = {name: Engine(MODEL, FakeNetwork(), max_lanes=1) for name in ("one", "two")}
+    network = FakeNetwork(parts=workers)
+    engines = {name: Engine(MODEL, network, max_lanes=2) for name in ("one", "two")}
     with running(EngineThreads(engines)):
-        assert warmed == ["engine-0", "engine-0"]
+        names = [f"engine-{number}" for number in range(workers) for _ in engines]
+        assert sorted(warmed) == names
 
 
 def test_an_engine_that_cannot_be_warmed_up_ends_the_thread_and_what_it_has_accepted(

@@ -149,7 +149,12 @@ def test_recording_calls_every_bucket_and_harms_no_images(
     with monkeypatch.context() as noting:
         noting.setattr(network, "_bound", noted)
         engine.warm_up()
-    assert called == list(network.buckets)
+    assert called == list(network.buckets) == [1, 2, 4, 8]
+    with monkeypatch.context() as noting:
+        noting.setattr(network, "_bound", noted)
+        called.clear()
+        network.record(3)
+    assert called == [1, 2, 4], "no more than there are lanes for"
     while engine.has_work:
         engine.step()
     assert_reference_pixels(MODEL, request, sink.images)
