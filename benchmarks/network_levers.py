@@ -29,7 +29,8 @@ import onnxruntime
 from benchmarks import graph_levers
 from benchmarks.torch_unet import load_unet, model_config
 from export.graphs import export_unet
-from export.quantization import Call, in_8_bits, network_calls, sensitive_convolutions
+from export.precision import Call, network_calls
+from export.quantization import in_8_bits, sensitive_convolutions
 from serving.bundle import Bundle, load_bundle
 from serving.cpu_features import saturates_8_bits
 from serving.network import OnnxNetwork
