@@ -34,7 +34,7 @@ PROTOS := simple_diffusion/v1/diffusion.proto
 export ORT_DISABLE_TELEMETRY := 1
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: help demo serve train export quantize evaluate ablate load bench test fault-test compose-test check format stubs dashboard constraints docs-pictures notebook clean
+.PHONY: help demo serve train export quantize half evaluate ablate load bench test fault-test compose-test check format stubs dashboard constraints docs-pictures notebook clean
 .PHONY: bench-peers-env bench-peers bench-engine bench-limit bench-startup bench-training bench-gpu bench-report
 
 help: ## List the targets
@@ -64,6 +64,9 @@ export: $(FULL_STAMP) ## Write a bundle from a checkpoint (ARGS="--checkpoint FI
 
 quantize: $(FULL_STAMP) ## Write a bundle whose convolutions are in 8 bits beside MODEL
 	$(FULL_PYTHON) -m export.quantization --model $(MODEL) --output $(MODEL)-int8 $(ARGS)
+
+half: $(FULL_STAMP) ## Write a bundle that computes in half precision, for GPUs, beside MODEL
+	$(FULL_PYTHON) -m export.half_precision --model $(MODEL) --output $(MODEL)-fp16 $(ARGS)
 
 evaluate: $(FULL_STAMP) ## Measure how good a model is: a page and pictures (ARGS=--quick)
 	$(FULL_PYTHON) -m evaluation --model $(MODEL) $(ARGS)

@@ -5,7 +5,6 @@ They know how torch.onnx writes this project's U-Net (training.unet), and raise 
 """
 
 import copy
-import math
 from typing import Any
 
 import numpy as np
@@ -57,35 +56,6 @@ class _Graph:
         rebuilt = [copy.deepcopy(node) for node in (*before, *new, *after)]
         del nodes[:]
         nodes.extend(rebuilt)
-
-    def norms(self) -> list[onnx.NodeProto]:
-        """The normalisations, in order."""
-        return [n for n in self.model.graph.node if n.op_type == "InstanceNormalization"]
-
-
-def layer_norm(model: onnx.ModelProto) -> onnx.ModelProto:
-    """InstanceNormalization over groups as LayerNormalization, of which ONNX Runtime is fonder."""
-    graph = _Graph(model)
-    for number in range(len(graph.norms())):
-        norm = graph.norms()[0]  # those before are none any more
-        reshape = graph.only_user(norm.output[0], "Reshape")
-        groups = len(graph.constants[norm.input[1]])
-        size = math.prod(graph.shapes[reshape.output[0]][1:]) // groups
-        ones = graph.constant(f"norm_{number}_ones", np.ones(size, dtype=np.float32))
-        epsilon = next(a.f for a in norm.attribute if a.name == "epsilon")
-        graph.replace(
-            [norm],
-            [
-                helper.make_node(
-                    "LayerNormalization",
-                    [norm.input[0], ones],
-                    [norm.output[0]],
-                    axis=-1,
-                    epsilon=epsilon,
-                )
-            ],
-        )
-    return graph.model
 
 
 def fused_attention(model: onnx.ModelProto) -> onnx.ModelProto:

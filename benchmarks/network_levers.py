@@ -29,7 +29,9 @@ import onnxruntime
 from benchmarks import graph_levers
 from benchmarks.torch_unet import load_unet, model_config
 from export.graphs import export_unet
-from export.quantization import Call, in_8_bits, network_calls, sensitive_convolutions
+from export.half_precision import layer_norms
+from export.precision import Call, network_calls
+from export.quantization import in_8_bits, sensitive_convolutions
 from serving.bundle import Bundle, load_bundle
 from serving.cpu_features import saturates_8_bits
 from serving.network import OnnxNetwork
@@ -85,7 +87,7 @@ def levers(bundle: Bundle, calls: Calls) -> list[Lever]:
         Lever("basic optimisations only", as_it_is, level.ORT_ENABLE_BASIC),
         Lever("4 rows at once", as_it_is, rows_at_once=4),
         Lever("16 rows at once", as_it_is, rows_at_once=16),
-        Lever("norms as LayerNormalization", written(graph_levers.layer_norm(plain))),
+        Lever("norms as LayerNormalization", written(layer_norms(plain))),
         Lever("attention as one operator", written(graph_levers.fused_attention(plain))),
         Lever("FiLM from a table", written(graph_levers.film_from_table(plain))),
         Lever("int8: all convolutions", written(in_8_bits(plain, calls))),

@@ -8,60 +8,17 @@ same: how near is measured here, and how good its images are by `python -m evalu
 
 import contextlib
 import logging
-import sys
 import tempfile
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from pathlib import Path
-from typing import Any
 
-import click
-import numpy as np
-import numpy.typing as npt
 import onnx
 from onnxruntime import quantization
 
-from diffusion.plan import Float32Array, Int64Array
-from diffusion.reference import sample
-from diffusion.samplers import make_plan
-from export.graphs import Graphs
-from export.report import Check, failed, format_table
-from export.sessions import OnnxModel
-from export.structure import GraphError
-from export.writing import ExportError, require_free, write_bundle
-from serving.bundle import UNET_NAME, Bundle, BundleError, Manifest, file_entry, load_bundle
+from export.precision import Call, Precision, command, network_calls
+from serving.bundle import Bundle
 
-Call = Mapping[str, npt.NDArray[Any]]
-"""Inputs of the network."""
-
-LARGEST_CHANGE = 0.05
-"""Of eps, whose root mean square is 1, as the root mean square over whole trajectories."""
-
-_IMAGES_PER_LABEL = 2
-_CALIBRATION_SEED, _HELD_OUT_SEED = 1, 2
-
-
-def network_calls(bundle: Bundle, seed: int) -> list[Call]:
-    """What the network is given while the bundle draws images of every label at its defaults."""
-    manifest = bundle.manifest
-    network = OnnxModel(Graphs(bundle.embedding_onnx, bundle.unet_onnx))
-    calls: list[Call] = []
-
-    def noted(x_t: Float32Array, t: Int64Array, label: Int64Array) -> Float32Array:
-        call = {"x_t": x_t.copy(), "emb": network.embed(t, label)}
-        calls.append(call)
-        return network.unet(**call)
-
-    defaults = manifest.defaults
-    sample(
-        noted,
-        make_plan(defaults.sampler, manifest.schedule.to_schedule(), defaults.num_steps),
-        [label for label in range(manifest.null_label) for _ in range(_IMAGES_PER_LABEL)],
-        seed,
-        manifest.image_shape,
-        manifest.null_label,
-        guidance_scale=defaults.guidance_scale,
-    )
-    return calls
+_CALIBRATION_SEED = 1
 
 
 def in_8_bits(
@@ -103,70 +60,11 @@ def sensitive_convolutions(model: onnx.ModelProto) -> list[str]:
     return [node.name for node in (*convolutions[:2], *besides)]
 
 
-def quantize_bundle(
-    bundle: Bundle,
-    output: Path,
-    name: str,
-    *,
-    force: bool = False,
-    report: Callable[[Sequence[Check]], None],
-) -> Manifest:
-    """Quantises, compares with the network in float32, writes.
-
-    Args:
-        bundle: in float32.
-        output: the new bundle's directory.
-        name: of the new bundle; its version is that of the old one.
-        force: replace a bundle that stands there.
-        report: gets what was measured, whether it is good enough or not.
-
-    Returns:
-        The manifest that was written. It has no report of quality.
-
-    Raises:
-        ExportError: `output` is taken, or the networks differ by too much.
-        GraphError: a graph does not run.
-        BundleError: what was written cannot be read back.
-        OSError: it cannot be written.
-    """
-    require_free(output, force)
+def _quantised_unet(bundle: Bundle) -> bytes:
     model = onnx.shape_inference.infer_shapes(onnx.load_from_string(bundle.unet_onnx))
     calls = network_calls(bundle, _CALIBRATION_SEED)
     quantised = in_8_bits(model, calls, sensitive_convolutions(model))
-    graphs = Graphs(bundle.embedding_onnx, quantised.SerializeToString(deterministic=True))
-    checks = compare(bundle, graphs, network_calls(bundle, _HELD_OUT_SEED))
-    report(checks)
-    if worst := failed(checks):
-        raise ExportError(f"in 8 bits the network is another one: {worst[0].name}")
-    manifest = bundle.manifest.model_copy(
-        update={
-            "name": name,
-            "files": bundle.manifest.files | {UNET_NAME: file_entry(graphs.unet_onnx)},
-            "verification": {"passed": True, "checks": [check.to_dict() for check in checks]},
-            "quality": {},
-            "provenance": bundle.manifest.provenance
-            | {"quantized_from_unet_sha256": bundle.manifest.files[UNET_NAME].sha256},
-        }
-    )
-    write_bundle(manifest, graphs, output, force=force)
-    return manifest
-
-
-def compare(bundle: Bundle, graphs: Graphs, calls: Sequence[Call]) -> list[Check]:
-    """How far eps is from that of the bundle, and whether rows keep to themselves."""
-    of_bundle = OnnxModel(Graphs(bundle.embedding_onnx, bundle.unet_onnx))
-    network = OnnxModel(graphs)
-    squares, alone = [], []
-    for call in calls:
-        eps = network.unet(**call)
-        squares.append(np.mean((eps - of_bundle.unet(**call)) ** 2, dtype=np.float64))
-        first = network.unet(**{key: values[:1] for key, values in call.items()})
-        alone.append(float(np.abs(first - eps[:1]).max()))
-    change = float(np.sqrt(np.mean(squares)))
-    return [
-        Check("eps: root mean square of the change", change, at_most=LARGEST_CHANGE),
-        Check("eps: a row alone against the same row in a batch", max(alone), at_most=0.0),
-    ]
+    return quantised.SerializeToString(deterministic=True)
 
 
 class _Calibration(quantization.CalibrationDataReader):  # type: ignore[misc]
@@ -192,31 +90,9 @@ def _without_advice() -> Iterator[None]:
         logger.setLevel(level)
 
 
-@click.command()
-@click.option(
-    "--model", type=click.Path(path_type=Path), default=Path("models/mnist"), show_default=True
-)
-@click.option("--output", type=click.Path(path_type=Path), required=True, help="The new bundle.")
-@click.option("--name", help="What requests call the model. [default: the name of --output]")
-@click.option("--force", is_flag=True, help="Replace the bundle that --output holds.")
-def main(*, model: Path, output: Path, name: str | None, force: bool) -> None:
-    """Writes a bundle whose convolutions are in 8 bits."""
+IN_8_BITS = Precision("in 8 bits", _quantised_unet, "quantized_from_unet_sha256", 0.05)
 
-    def report(checks: Sequence[Check]) -> None:
-        click.echo(format_table(checks))
-
-    try:
-        bundle = load_bundle(model)
-        manifest = quantize_bundle(
-            bundle, output, name or output.resolve().name, force=force, report=report
-        )
-    except (BundleError, ExportError, GraphError, OSError) as error:
-        click.echo(f"error: {' '.join(str(error).split())}", err=True)
-        sys.exit(1)
-    size_bytes = sum(entry.size_bytes for entry in manifest.files.values())
-    click.echo(f"wrote {output}: {manifest.name} {manifest.version}, {size_bytes / 1e6:.1f} MB")
-    click.echo(f"Now measure its images: python -m evaluation --model {output} --update-manifest")
-
+main = command(IN_8_BITS, "Writes a bundle whose convolutions are in 8 bits.")
 
 if __name__ == "__main__":
     main(prog_name="python -m export.quantization")

@@ -1,6 +1,7 @@
 """Convolutions in 8 bits: a bundle like any other, near the one it was made from."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -8,8 +9,8 @@ import onnx
 import pytest
 from click.testing import CliRunner
 
-from export import quantization
-from export.quantization import main, network_calls, quantize_bundle
+from export.precision import network_calls, write_in_precision
+from export.quantization import IN_8_BITS, main
 from export.report import Check
 from export.settings import BundleSettings
 from export.writing import ExportError, export_bundle
@@ -34,7 +35,7 @@ def bundle(tmp_path_factory: pytest.TempPathFactory) -> Bundle:
 @pytest.fixture(scope="module")
 def quantised(bundle: Bundle, tmp_path_factory: pytest.TempPathFactory) -> Path:
     output = tmp_path_factory.mktemp("int8") / "small-int8"
-    quantize_bundle(bundle, output, "small-int8", report=lambda _: None)
+    write_in_precision(bundle, IN_8_BITS, output, "small-int8", report=lambda _: None)
     return output
 
 
@@ -68,7 +69,7 @@ def test_it_is_as_near_on_openvino(bundle: Bundle, quantised: Path) -> None:
         np.mean((network(call["x_t"], call["emb"]) - exact(call["x_t"], call["emb"])) ** 2)
         for call in network_calls(bundle, seed=2)
     ]
-    assert 0 < np.sqrt(np.mean(squares)) <= quantization.LARGEST_CHANGE
+    assert 0 < np.sqrt(np.mean(squares)) <= IN_8_BITS.largest_change
 
 
 def test_it_says_how_near_it_is_and_what_it_was_made_from_and_nothing_of_quality(
@@ -86,18 +87,17 @@ def test_it_says_how_near_it_is_and_what_it_was_made_from_and_nothing_of_quality
 def test_the_same_bundle_gives_the_same_bytes(
     bundle: Bundle, quantised: Path, tmp_path: Path
 ) -> None:
-    quantize_bundle(bundle, tmp_path / "again", "small-int8", report=lambda _: None)
+    again = tmp_path / "again"
+    write_in_precision(bundle, IN_8_BITS, again, "small-int8", report=lambda _: None)
     for file in quantised.iterdir():
-        assert file.read_bytes() == (tmp_path / "again" / file.name).read_bytes()
+        assert file.read_bytes() == (again / file.name).read_bytes()
 
 
-def test_a_network_that_changes_too_much_is_not_written(
-    bundle: Bundle, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(quantization, "LARGEST_CHANGE", 1e-9)
+def test_a_network_that_changes_too_much_is_not_written(bundle: Bundle, tmp_path: Path) -> None:
+    strict = replace(IN_8_BITS, largest_change=1e-9)
     told: list[Sequence[Check]] = []
     with pytest.raises(ExportError, match="another one: eps: root mean square"):
-        quantize_bundle(bundle, tmp_path / "int8", "int8", report=told.append)
+        write_in_precision(bundle, strict, tmp_path / "int8", "int8", report=told.append)
     assert not (tmp_path / "int8").exists()
     assert not told[0][0].passed
 

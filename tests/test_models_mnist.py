@@ -11,7 +11,8 @@ from evaluation.sampling import ImageSource
 from serving.cpu_features import saturates_8_bits
 
 MODELS = Path(__file__).parent.parent / "models"
-SHIPPED = ("mnist", "mnist-int8")
+SHIPPED = ("mnist", "mnist-int8", "mnist-fp16")
+MEASURED = ("mnist", "mnist-int8")
 IMAGES_PER_LABEL = 100
 
 
@@ -25,6 +26,18 @@ def manifest(model: Path) -> dict:
     return json.loads((model / "manifest.json").read_text())
 
 
+def drawn(name: str, provider: str, per_label: int) -> tuple[np.ndarray, np.ndarray]:
+    """Images and labels, at the defaults of the model."""
+    defaults = json.loads((MODELS / name / "manifest.json").read_text())["defaults"]
+    return ImageSource(MODELS / name, provider).draw(
+        np.full(10, per_label),
+        seed=0,
+        sampler=defaults["sampler"],
+        num_steps=defaults["num_steps"],
+        guidance_scale=defaults["guidance_scale"],
+    )
+
+
 ON_OPENVINO = pytest.param(
     "mnist-int8",
     "openvino",
@@ -36,14 +49,7 @@ ON_OPENVINO = pytest.param(
     ("name", "provider"), [("mnist", "cpu"), ("mnist-int8", "cpu"), ON_OPENVINO]
 )
 def test_at_least_98_percent_of_1000_images_carry_their_label(name: str, provider: str) -> None:
-    defaults = json.loads((MODELS / name / "manifest.json").read_text())["defaults"]
-    images, labels = ImageSource(MODELS / name, provider).draw(
-        np.full(10, IMAGES_PER_LABEL),
-        seed=0,
-        sampler=defaults["sampler"],
-        num_steps=defaults["num_steps"],
-        guidance_scale=defaults["guidance_scale"],
-    )
+    images, labels = drawn(name, provider, IMAGES_PER_LABEL)
     judges = load_judges("mnist").labels
     right = np.mean([judge.predict(images) == labels for judge in judges], axis=0)
     per_label = right.reshape(10, IMAGES_PER_LABEL).mean(axis=1)
@@ -62,6 +68,7 @@ def test_it_was_trained_on_the_canonical_60000_images(manifest: dict) -> None:
     assert provenance["train_step"] == provenance["train_steps_total"]
 
 
+@pytest.mark.parametrize("model", MEASURED, indirect=True)
 def test_its_quality_was_measured_with_the_shipped_judges(manifest: dict) -> None:
     shipped = load_judges("mnist")
     measured_with = {name: judge["sha256"] for name, judge in manifest["quality"]["judges"].items()}
@@ -74,14 +81,24 @@ def test_it_is_under_10_megabytes(model: Path) -> None:
     assert sum(path.stat().st_size for path in model.iterdir()) < 10e6
 
 
-def test_the_one_in_8_bits_was_made_from_the_one_in_float32() -> None:
+@pytest.mark.parametrize(
+    ("name", "key"),
+    [
+        ("mnist-int8", "quantized_from_unet_sha256"),
+        ("mnist-fp16", "halved_from_unet_sha256"),
+    ],
+)
+def test_those_in_other_precisions_were_made_from_the_one_in_float32(name: str, key: str) -> None:
     manifest, made_from = (
-        json.loads((MODELS / name / "manifest.json").read_text())
-        for name in ("mnist-int8", "mnist")
+        json.loads((MODELS / each / "manifest.json").read_text()) for each in (name, "mnist")
     )
     assert manifest["version"] == made_from["version"]
     assert manifest["defaults"] == made_from["defaults"]
-    assert (
-        manifest["provenance"]["quantized_from_unet_sha256"]
-        == (made_from["files"]["unet.onnx"]["sha256"])
-    )
+    assert manifest["provenance"][key] == made_from["files"]["unet.onnx"]["sha256"]
+
+
+def test_the_one_in_half_precision_draws_nearly_the_same_pixels() -> None:
+    exact, halved = (drawn(name, "cpu", 3)[0].astype(int) for name in ("mnist", "mnist-fp16"))
+    apart = np.abs(halved - exact)
+    assert np.mean(apart <= 1) >= 0.995
+    assert apart.max() <= 10
