@@ -73,7 +73,7 @@ def test_nothing_is_multiplied_by_the_weights_of_a_norm_twice() -> None:
     operators = [node.op_type for node in graph.node]
     blocks = sum(isinstance(module, ResidualBlock) for module in small_model().modules())
     assert operators.count("Gemm") == blocks > 0
-    assert operators.count("LayerNormalization") == 2 * blocks + 2
+    assert operators.count("InstanceNormalization") == 2 * blocks + 2
     assert operators.count("BatchNormalization") == blocks + 1
     assert operators.count("ConvTranspose") == 1
     sigmoids = operators.count("Sigmoid")
