@@ -7,9 +7,11 @@ network says, eps = a x_t + b h: while x_t is nearly all noise, rounding it and 
 the error. Processors compute what is in float16 in float32, and gain nothing.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import onnx
 from onnx import compose, helper, numpy_helper
 from onnx.utils import Extractor
@@ -61,6 +63,62 @@ def layer_norms(model: onnx.ModelProto) -> onnx.ModelProto:
     return model
 
 
+def with_weights(model: onnx.ModelProto) -> onnx.ModelProto:
+    """LayerNormalizations with the weights that a BatchNormalization behind them has: a pass less.
+
+    Where rows are groups of channels, [B, groups, n], the weights of a group are those of its rows:
+    [1, groups, n].
+
+    Args:
+        model: with inferred shapes, is not changed.
+    """
+    model = onnx.shape_inference.infer_shapes(model, data_prop=True)
+    graph = model.graph
+    shapes = {info.name: info.type.tensor_type.shape.dim for info in graph.value_info}
+    constants = {tensor.name: numpy_helper.to_array(tensor) for tensor in graph.initializer}
+    readers: dict[str, list[onnx.NodeProto]] = {}
+    for node in graph.node:
+        for name in node.input:
+            readers.setdefault(name, []).append(node)
+    for norm in [node for node in graph.node if node.op_type == "LayerNormalization"]:
+        behind = _only(readers, norm, "Reshape")
+        weights = None if behind is None else _only(readers, behind, "BatchNormalization")
+        if behind is None or weights is None or not _only_scales(weights, constants):
+            continue
+        _, groups, size = (dim.dim_value for dim in shapes[norm.input[0]])
+        for name in weights.input[1:3]:
+            rows = constants[name].repeat(groups * size // constants[name].size)
+            graph.initializer.append(
+                numpy_helper.from_array(rows.reshape(1, groups, size), f"{name}.rows")
+            )
+        norm.input[1:] = [f"{name}.rows" for name in weights.input[1:3]]
+        behind.output[0] = weights.output[0]
+        graph.node.remove(weights)
+    used = {name for node in graph.node for name in node.input}
+    unused = [tensor for tensor in graph.initializer if tensor.name not in used]
+    for tensor in unused:
+        graph.initializer.remove(tensor)
+    del graph.value_info[:]  # of what there was
+    return onnx.shape_inference.infer_shapes(model, data_prop=True)
+
+
+def _only(
+    readers: Mapping[str, Sequence[onnx.NodeProto]], node: onnx.NodeProto, operator: str
+) -> onnx.NodeProto | None:
+    """Who reads what a node makes, if that is one node of this kind."""
+    found = readers.get(node.output[0], ())
+    return found[0] if len(found) == 1 and found[0].op_type == operator else None
+
+
+def _only_scales(node: onnx.NodeProto, constants: Mapping[str, npt.NDArray[Any]]) -> bool:
+    """Whether a BatchNormalization normalises nothing: mean 0, variance 1, no epsilon."""
+    _, scale, shift, mean, variance = node.input
+    if not {scale, shift, mean, variance} <= constants.keys():
+        return False
+    epsilon = sum(each.f for each in node.attribute if each.name == "epsilon")
+    return not epsilon and not constants[mean].any() and bool((constants[variance] == 1).all())
+
+
 def in_half_precision(model: onnx.ModelProto) -> onnx.ModelProto:
     """Everything in float16 but inputs, output, and the operations that combine them.
 
@@ -70,7 +128,7 @@ def in_half_precision(model: onnx.ModelProto) -> onnx.ModelProto:
     Raises:
         GraphError: see layer_norms.
     """
-    model = layer_norms(model)
+    model = with_weights(layer_norms(model))
     inputs, outputs = (
         [info.name for info in infos] for infos in (model.graph.input, model.graph.output)
     )

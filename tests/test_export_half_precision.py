@@ -12,7 +12,13 @@ from click.testing import CliRunner
 from onnx import TensorProto, helper, numpy_helper
 
 from export.graphs import Graphs, export_unet
-from export.half_precision import IN_HALF_PRECISION, in_half_precision, layer_norms, main
+from export.half_precision import (
+    IN_HALF_PRECISION,
+    in_half_precision,
+    layer_norms,
+    main,
+    with_weights,
+)
 from export.precision import write_in_precision
 from export.report import Check
 from export.settings import BundleSettings
@@ -82,12 +88,35 @@ def kinds(model: onnx.ModelProto) -> dict[str, int]:
     }
 
 
+def test_weights_behind_a_norm_go_into_it_and_change_nothing(bundle: Bundle) -> None:
+    before = layer_norms(onnx.load_from_string(bundle.unet_onnx))
+    after = with_weights(before)
+    count = operators(before).count("BatchNormalization")
+    assert count > 0
+    assert "BatchNormalization" not in operators(after)
+    norms = [node for node in after.graph.node if node.op_type == "LayerNormalization"]
+    assert [len(node.input) for node in norms].count(3) == count
+    np.testing.assert_allclose(eps_of(after), eps_of(before), rtol=0, atol=2e-5)
+    read = {name for node in after.graph.node for name in node.input}
+    assert {constant.name for constant in after.graph.initializer} <= read
+
+
+def test_a_batch_normalisation_that_normalises_stays(bundle: Bundle) -> None:
+    model = layer_norms(onnx.load_from_string(bundle.unet_onnx))
+    norms = [node for node in model.graph.node if node.op_type == "BatchNormalization"]
+    variance = next(each for each in model.graph.initializer if each.name == norms[0].input[4])
+    shared = [node for node in norms if node.input[4] == variance.name]
+    twice = numpy_helper.from_array(2 * numpy_helper.to_array(variance), variance.name)
+    variance.CopyFrom(twice)
+    assert operators(with_weights(model)).count("BatchNormalization") == len(shared)
+
+
 def test_the_new_bundle_is_served_like_any_other(bundle: Bundle, halved: Path) -> None:
     loaded = load_bundle(halved)
     assert (loaded.manifest.name, loaded.manifest.version) == ("small-fp16", "2.1.0")
     assert loaded.manifest.defaults == bundle.manifest.defaults
     assert loaded.embedding_onnx == bundle.embedding_onnx
-    assert len(loaded.unet_onnx) < 0.7 * len(bundle.unet_onnx)
+    assert len(loaded.unet_onnx) < 0.9 * len(bundle.unet_onnx)
     model = EngineModel.from_manifest(loaded.manifest, embedding_table(loaded))
     report = run_self_test(model, OnnxNetwork(loaded, num_threads=1), max_lanes=4)
     assert report.finite
