@@ -115,10 +115,10 @@ def measure_model(
 
     default = defaults.sampler, defaults.num_steps, defaults.guidance_scale
     few = requests(_COMPARED, *default)
-    on_cpu = Served(drawn, OnnxNetwork(bundle), _COMPARED)
+    on_cpu = Served(drawn, OnnxNetwork(bundle), _COMPARED, QUEUED_IMAGES)
     of_cpu, _ = on_cpu.draw(few)
     on_cpu.close()
-    served = Served(drawn, network, max_lanes)
+    served = Served(drawn, network, max_lanes, QUEUED_IMAGES)
     of_device, _ = served.draw(few)
     many, plain = requests(images, *default), requests(images, "ddpm", _PEER_STEPS, 1.0)
     one = [dataclasses.replace(few[0], count=1)]

@@ -23,11 +23,28 @@ _AHEAD = 3  # requests that wait while others are drawn
 class Served:
     """Draws, and counts the rows of its steps. One measurement at a time; then it does nothing."""
 
-    def __init__(self, model: EngineModel, network: Network, max_lanes: int) -> None:
-        """Starts the threads, and returns when they are warm."""
+    def __init__(
+        self,
+        model: EngineModel,
+        network: Network,
+        max_lanes: int,
+        max_queued_images: int | None = None,
+    ) -> None:
+        """Starts the threads, and returns when they are warm.
+
+        Args:
+            model: what the network draws.
+            network: of the engine.
+            max_lanes: see Engine.
+            max_queued_images: None for what is enough for rows_per_second(): every step looks at
+                the room that there is for requests.
+        """
         self._lanes = max_lanes
         self._steps: list[tuple[float, int]] = []
-        engine = Engine(model, network, max_lanes=max_lanes, max_queued_images=QUEUED_IMAGES)
+        engine = Engine(
+            model, network, max_lanes=max_lanes,
+            max_queued_images=max_queued_images or (1 + _AHEAD) * max_lanes,
+        )  # fmt: skip
         self.workers = engine.workers
         self._threads = EngineThreads({"": engine}, on_step=self._note)
         self._threads.start()

@@ -5,9 +5,10 @@ operators on CUDA, and Philox is nothing else. NVRTC compiles it when the device
 """
 
 import functools
-import threading
 import weakref
-from collections.abc import Callable
+from collections import deque
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from importlib import resources
 from typing import Any
 
@@ -16,8 +17,10 @@ import numpy.typing as npt
 
 from diffusion.noise import normal_table
 from serving.device import AnyArray, Control, Provider, StepTensors, Tensor
+from serving.recording import CUDA
 
-_thread = threading.local()
+_unused: deque[Any] = deque()
+"""Memory whose tensors are gone, to be freed by whoever uses a device next."""
 
 _THREADS = 256  # of a block, one block per row: the 196 words of 28x28 pixels at once
 
@@ -51,21 +54,14 @@ class CudaDevice:
         device = _call(driver.cuDeviceGet(0))
         # ONNX Runtime's context too. Never released: it is the process's.
         self._context = _call(driver.cuDevicePrimaryCtxRetain(device))
-        self._enter()
-        # Not the default stream, which is 0, and which ONNX Runtime takes for none.
-        self._stream = _call(driver.cuStreamCreate(driver.CUstream_flags.CU_STREAM_NON_BLOCKING))
+        self._binary = compile_kernel(nvrtc, self._architecture(device))
+        with self._entered():
+            # Not the default stream, which is 0, and which ONNX Runtime takes for none.
+            flags = driver.CUstream_flags.CU_STREAM_NON_BLOCKING
+            self._stream = _call(driver.cuStreamCreate(flags))
+            module = _call(driver.cuModuleLoadData(_address(self._binary)))
+            self._kernel = _call(driver.cuModuleGetFunction(module, b"prepare"))
         self.stream = int(self._stream)
-        attribute = driver.CUdevice_attribute
-        major, minor = (
-            _call(driver.cuDeviceGetAttribute(which, device))
-            for which in (
-                attribute.CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MAJOR,
-                attribute.CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MINOR,
-            )
-        )
-        self._binary = compile_kernel(nvrtc, f"sm_{major}{minor}")
-        module = _call(driver.cuModuleLoadData(_address(self._binary)))
-        self._kernel = _call(driver.cuModuleGetFunction(module, b"prepare"))
         self._normal_table = tuple(self._constant(column) for column in normal_table())
 
     def allocate(self, shape: tuple[int, ...], dtype: npt.DTypeLike) -> Tensor:
@@ -74,29 +70,30 @@ class CudaDevice:
         Raises:
             DeviceError: if the memory does not suffice.
         """
-        self._enter()
         size = np.dtype(dtype).itemsize * int(np.prod(shape))
-        memory = _call(self._driver.cuMemAlloc(size))
-        tensor = Tensor(int(memory), shape, np.dtype(dtype), _Memory())
-        weakref.finalize(tensor.memory, self._free, memory)
-        _call(self._driver.cuMemsetD8Async(memory, 0, size, self._stream))
+        with self._entered():
+            memory = _call(self._driver.cuMemAlloc(size))
+            tensor = Tensor(int(memory), shape, np.dtype(dtype), _Memory())
+            # Not freed there: that may be on any thread, and while somebody records.
+            weakref.finalize(tensor.memory, _unused.append, memory)
+            _call(self._driver.cuMemsetD8Async(memory, 0, size, self._stream))
         return tensor
 
     def write(self, tensor: Tensor, values: AnyArray, first_row: int = 0) -> None:
         """See Device."""
-        self._enter()
         to = tensor.pointer + first_row * tensor.row_bytes
         values = np.ascontiguousarray(values, dtype=tensor.dtype)
         # From pageable memory: the driver has taken the values over when it returns.
-        _call(self._driver.cuMemcpyHtoDAsync(to, _address(values), values.nbytes, self._stream))
+        with self._entered():
+            _call(self._driver.cuMemcpyHtoDAsync(to, _address(values), values.nbytes, self._stream))
 
     def read(self, tensor: Tensor, stop: int, start: int = 0) -> AnyArray:
         """See Device."""
-        self._enter()
         values = np.empty((stop - start, *tensor.shape[1:]), dtype=tensor.dtype)
         at = tensor.pointer + start * tensor.row_bytes
-        _call(self._driver.cuMemcpyDtoHAsync(_address(values), at, values.nbytes, self._stream))
-        _call(self._driver.cuStreamSynchronize(self._stream))
+        with self._entered():
+            _call(self._driver.cuMemcpyDtoHAsync(_address(values), at, values.nbytes, self._stream))
+            _call(self._driver.cuStreamSynchronize(self._stream))
         return values
 
     def preparation(self, tensors: StepTensors, rows: int) -> Callable[[], None]:
@@ -123,37 +120,44 @@ class CudaDevice:
         return functools.partial(self._launch, rows, addresses, arguments)
 
     def _launch(self, rows: int, addresses: AnyArray, _arguments: list[AnyArray]) -> None:
-        self._enter()
         grid, block = (rows, 1, 1), (_THREADS, 1, 1)
-        _call(
-            self._driver.cuLaunchKernel(
-                self._kernel, *grid, *block, 0, self._stream, _address(addresses), 0
+        with self._entered():
+            _call(
+                self._driver.cuLaunchKernel(
+                    self._kernel, *grid, *block, 0, self._stream, _address(addresses), 0
+                )
             )
-        )
 
-    def _enter(self) -> None:
-        """Makes the context that of the calling thread, which may work while others record."""
-        _call(self._driver.cuCtxSetCurrent(self._context))
-        if not getattr(_thread, "is_relaxed", False):
-            # ONNX Runtime records a CUDA graph such that meanwhile other threads may not do what
-            # could disturb it, as they do nothing of, but for this.
-            mode = self._driver.CUstreamCaptureMode.CU_STREAM_CAPTURE_MODE_RELAXED
-            _call(self._driver.cuThreadExchangeStreamCaptureMode(mode))
-            _thread.is_relaxed = True
+    @contextmanager
+    def _entered(self) -> Iterator[None]:
+        """Makes the context that of the calling thread, once nobody records."""
+        with CUDA.use():
+            _call(self._driver.cuCtxSetCurrent(self._context))
+            while _unused:
+                with suppress(IndexError):  # another thread was quicker
+                    _call(self._driver.cuMemFree(_unused.popleft()))
+            yield
 
     def _constant(self, values: AnyArray) -> Tensor:
         tensor = self.allocate(values.shape, values.dtype)
         self.write(tensor, values)
         return tensor
 
-    def _free(self, memory: Any) -> None:
-        # Not checked: at the end of the process the context is gone before the memory.
-        self._driver.cuCtxSetCurrent(self._context)
-        self._driver.cuMemFree(memory)
+    def _architecture(self, device: Any) -> str:
+        """As NVRTC calls it: "sm_90"."""
+        attribute = self._driver.CUdevice_attribute
+        major, minor = (
+            _call(self._driver.cuDeviceGetAttribute(which, device))
+            for which in (
+                attribute.CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MAJOR,
+                attribute.CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MINOR,
+            )
+        )
+        return f"sm_{major}{minor}"
 
 
 class _Memory:
-    """Stands for memory of a device: when it goes, that is freed."""
+    """Stands for memory of a device: when it goes, that is freed before the next call."""
 
 
 @functools.cache

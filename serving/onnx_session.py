@@ -2,7 +2,9 @@
 
 import os
 import re
+import threading
 from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
 from typing import Any
 
 import numpy as np
@@ -11,6 +13,7 @@ import numpy.typing as npt
 from serving.bundle import Bundle, BundleError
 from serving.cpu_features import saturates_8_bits
 from serving.device import Device, Provider, Tensor
+from serving.recording import CUDA
 
 # Read by ONNX Runtime when it is imported: from 1.29 on its Linux builds send telemetry.
 os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
@@ -81,7 +84,8 @@ class Session:
         if device is not None and provider == "cuda":
             options = {"enable_cuda_graph": "1", "user_compute_stream": str(device.stream)}
         try:
-            self._session = _session(content, provider, num_threads, options, spin=spin)
+            with CUDA.use() if provider == "cuda" else nullcontext():
+                self._session = _session(content, provider, num_threads, options, spin=spin)
         except Exception as error:
             raise BundleError(
                 f"bundle {bundle.manifest.name}: {name} does not load ({one_line(error)})"
@@ -115,8 +119,8 @@ class Session:
 class BoundCall:
     """A call of a session on memory that never moves.
 
-    On CUDA the first call of every thread records a CUDA graph. ONNX Runtime runs it a few times
-    for that, which does no harm because no output is an input.
+    On CUDA the first call of every thread records a CUDA graph, while others wait. ONNX Runtime
+    runs it a few times for that, which does no harm because no output is an input.
     """
 
     def __init__(
@@ -129,6 +133,8 @@ class BoundCall:
     ) -> None:
         """See Session.bind."""
         self._session = session
+        self._records = provider == "cuda"
+        self._thread = threading.local()
         self._tensors = (*inputs.values(), *outputs.values())  # keeps their memory
         self._binding = session.io_binding()
         for bind, tensors in (
@@ -147,7 +153,15 @@ class BoundCall:
         Raises:
             Exception: whatever ONNX Runtime raises.
         """
-        self._session.run_with_iobinding(self._binding, self._options)
+        if not self._records:
+            self._session.run_with_iobinding(self._binding, self._options)
+        elif getattr(self._thread, "has_recorded", False):
+            with CUDA.use():
+                self._session.run_with_iobinding(self._binding, self._options)
+        else:
+            with CUDA.record():
+                self._session.run_with_iobinding(self._binding, self._options)
+            self._thread.has_recorded = True
 
 
 def one_line(error: Exception) -> str:
@@ -183,8 +197,9 @@ def require_cuda() -> None:
         )
     onnxruntime.preload_dlls()
     try:
-        session = _session(_PROBE_ONNX, "cuda", 1, {})
-        session.run(None, {"x": np.ones(1, dtype=np.float32)})
+        with CUDA.use():
+            session = _session(_PROBE_ONNX, "cuda", 1, {})
+            session.run(None, {"x": np.ones(1, dtype=np.float32)})
     except Exception as error:
         raise ProviderError(f"CUDA does not work here ({one_line(error)})") from error
     _refuse_fall_back(session)

@@ -4,7 +4,6 @@ import ctypes
 import itertools
 import shutil
 import subprocess
-import threading
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -118,11 +117,9 @@ class FakeDriver:
         allocated: memory that is not freed yet, by address.
         failing: names of calls that fail.
         launches: blocks of every launch.
-        relaxed: names of the threads that may work while others record.
     """
 
     CUstream_flags = SimpleNamespace(CU_STREAM_NON_BLOCKING=1)
-    CUstreamCaptureMode = SimpleNamespace(CU_STREAM_CAPTURE_MODE_RELAXED=2)
     CUdevice_attribute = SimpleNamespace(
         CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MAJOR=9,
         CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MINOR=0,
@@ -134,7 +131,6 @@ class FakeDriver:
         self.allocated: dict[int, Any] = {}
         self.failing: set[str] = set()
         self.launches: list[int] = []
-        self.relaxed: list[str] = []
 
     def __getattribute__(self, name: str) -> Any:
         if name.startswith("cu") and name in self.failing:
@@ -153,11 +149,6 @@ class FakeDriver:
     def cuCtxSetCurrent(self, context: str) -> tuple[int]:
         assert context == "context"
         return (0,)
-
-    def cuThreadExchangeStreamCaptureMode(self, mode: int) -> tuple[int, int]:
-        assert mode == self.CUstreamCaptureMode.CU_STREAM_CAPTURE_MODE_RELAXED
-        self.relaxed.append(threading.current_thread().name)
-        return 0, 0
 
     def cuStreamCreate(self, flags: int) -> tuple[int, int]:
         assert flags == self.CUstream_flags.CU_STREAM_NON_BLOCKING

@@ -72,7 +72,7 @@ def test_a_machine_without_cuda_is_told_so_in_one_line(
 
 def test_images_come_in_the_order_of_the_requests() -> None:
     requests = [spec(label=4, count=3, seed=1), spec(label=2, count=2, guidance_scale=2.0)]
-    served = Served(MODEL, fake_eps, 2)
+    served = Served(MODEL, fake_eps, 2, 9)
     images, seconds = served.draw(requests)
     served.close()
     x_0 = np.concatenate([reference_x_0(MODEL, request) for request in requests])
