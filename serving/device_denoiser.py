@@ -108,14 +108,15 @@ class DeviceDenoiser(Denoiser):
         scale, alpha, sigma, *coefficients = control.numbers
         source[:n] = self._sources()
         emb_row[:n] = plans.timesteps[plan_rows] * self._labels
-        emb_row[n:rows] = emb_row[guided] + self._null_label
-        emb_row[:n] += lanes.label[:n]
         null_row[:rows] = np.arange(rows)
-        null_row[guided] = np.arange(n, rows)
         seed[:n] = lanes.seed[:n].view(np.int64)
         index[:n], step[:n] = lanes.index[:n], lanes.position[:n]
-        for row in (source, seed, index, step):
-            row[n:rows] = row[guided]
+        if guided.size:
+            emb_row[n:rows] = emb_row[guided] + self._null_label
+            null_row[guided] = null_row[n:rows]
+            for row in (source, seed, index, step):
+                row[n:rows] = row[guided]
+        emb_row[:n] += lanes.label[:n]
         scale[:n] = lanes.guidance_scale[:n]
         alpha[:n], sigma[:n] = plans.alpha[plan_rows], plans.sigma[plan_rows]
         for column, row in enumerate(coefficients):
