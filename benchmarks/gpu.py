@@ -157,7 +157,7 @@ def measure_model(
 @click.option("--max-lanes", type=click.IntRange(2), default=1024, show_default=True)
 @click.option("--images", type=click.IntRange(10, QUEUED_IMAGES), default=10_000, show_default=True)
 @click.option("--turns", type=click.IntRange(1), default=5, show_default=True)
-@click.option("--turn-seconds", type=float, default=0.2, show_default=True)
+@click.option("--turn-seconds", type=float, default=0.15, show_default=True)
 @click.option("--quick", is_flag=True, help="Seconds, to see that it works.")
 @click.option("--output", type=click.Path(file_okay=False, path_type=Path))
 def main(

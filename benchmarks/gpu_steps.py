@@ -26,7 +26,7 @@ def bucket_steps(
     """
     found = []
     for lanes in network.lane_counts:
-        served = Served(model, network, lanes)
+        served = Served(model, network, lanes, warm=False)
         rows = lanes // len(network.workers)
         replays = [partial(worker.replay, rows) for worker in network.workers]
         side_by_side = SideBySide(replays)

@@ -29,8 +29,10 @@ class Served:
         network: Network,
         max_lanes: int,
         max_queued_images: int | None = None,
+        *,
+        warm: bool = True,
     ) -> None:
-        """Starts the threads, and returns when they are warm.
+        """Starts the threads.
 
         Args:
             model: what the network draws.
@@ -38,10 +40,11 @@ class Served:
             max_lanes: see Engine.
             max_queued_images: None for what is enough for rows_per_second(): every step looks at
                 the room that there is for requests.
+            warm: whether to wait until they are; else the first steps of each size take longer.
         """
         self._lanes = max_lanes
         self._steps: list[tuple[float, int]] = []
-        engine = Engine(
+        engine = (Engine if warm else _ColdEngine)(
             model, network, max_lanes=max_lanes,
             max_queued_images=max_queued_images or (1 + _AHEAD) * max_lanes,
         )  # fmt: skip
@@ -102,6 +105,13 @@ class Served:
 
     def _note(self, _model: str, stats: object) -> None:
         self._steps.append((time.perf_counter(), getattr(stats, "rows_useful", 0)))
+
+
+class _ColdEngine(Engine):
+    """Records a CUDA graph when it needs it, in place of all before."""
+
+    def warm_up(self) -> None:
+        """See Engine."""
 
 
 class Album(NullSink):
