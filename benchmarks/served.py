@@ -76,28 +76,37 @@ class Served:
         Raises:
             RuntimeError: a lane was free.
         """
-        spec = GenerateSpec(
-            label=0, count=self._lanes, first_index=0, seed=0, sampler="ddpm",
-            num_steps=num_steps, guidance_scale=1.0,
-        )  # fmt: skip
-        going = threading.Event()
-        going.set()
         self._steps.clear()
         begin = time.perf_counter() + _BEGINNING_SECONDS
-        asking = [_Again(self._threads, spec, going) for _ in range(1 + _AHEAD)]
-        for again in asking:
-            again.submit()
-        time.sleep(_BEGINNING_SECONDS + seconds)
-        steps = self._steps.copy()
-        going.clear()
-        for again in asking:
-            again.wait()
+        steps = self.saturate(num_steps, _BEGINNING_SECONDS + seconds)
         within = [rows for end, rows in steps if begin <= end < begin + seconds]
         if not within:
             raise RuntimeError(f"no step in {seconds:g} s")
         if min(within) < self._lanes // self.workers:
             raise RuntimeError(f"a step of {min(within)} rows: lanes were free")
         return sum(within) / seconds
+
+    def saturate(self, num_steps: int, seconds: float = 0.0) -> list[tuple[float, int]]:
+        """Asks for more images than there are lanes for so long, and draws what was asked for.
+
+        Returns:
+            when each step within that time ended, and its rows.
+        """
+        spec = GenerateSpec(
+            label=0, count=self._lanes, first_index=0, seed=0, sampler="ddpm",
+            num_steps=num_steps, guidance_scale=1.0,
+        )  # fmt: skip
+        going = threading.Event()
+        going.set()
+        asking = [_Again(self._threads, spec, going) for _ in range(1 + _AHEAD)]
+        for again in asking:
+            again.submit()
+        time.sleep(seconds)
+        steps = self._steps.copy()
+        going.clear()
+        for again in asking:
+            again.wait()
+        return steps
 
     def close(self) -> None:
         """Stops the threads."""
