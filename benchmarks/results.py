@@ -22,7 +22,7 @@ DIRECTORY = Path("benchmarks/results")
 QUICK_DIRECTORY = Path("build/benchmarks")
 BFLOAT16_FEATURES = ("avx512_bf16", "amx_bf16", "bf16")  # the last is Arm's
 _FLAGS = ("avx2", "avx512f", "avx_vnni", "avx512_vnni", *BFLOAT16_FEATURES)
-_PACKAGES = ("numpy", "onnxruntime", "torch", "grpcio")
+_PACKAGES = ("numpy", "onnxruntime", "onnxruntime-gpu", "torch", "grpcio")
 
 
 @dataclass(frozen=True, slots=True)

@@ -56,6 +56,16 @@ def test_a_page_names_those_of_other_kinds_of_machines(tmp_path: Path) -> None:
     assert page_of(tmp_path / "avx2") == PAGE.with_name("RESULTS-avx2.md")
 
 
+def test_a_page_has_further_results_of_the_same_benchmark_behind_the_first(tmp_path: Path) -> None:
+    write(tmp_path, "engine", engine(0.96))
+    write(tmp_path, "engine-older", engine(0.81) | {"device": "an older one"})
+    page = compose(tmp_path)
+    first, _, second = page.partition("### The same on an older one")
+    assert "0.96" in first
+    assert "0.81" not in first
+    assert "0.81" in second
+
+
 def test_a_spread_is_the_median_and_the_range() -> None:
     assert Spread.of([3.0, 1.0, 10.0]) == Spread(3.0, 1.0, 10.0, 3)
 

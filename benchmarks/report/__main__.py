@@ -26,11 +26,7 @@ SECTIONS: dict[str, tuple[str, Callable[[dict[str, Any]], str]]] = {
 }
 """Of the page, in order: benchmark -> (heading, its section from its data)."""
 
-WHY_NOT = {
-    "gpu": "No GPU was at hand when the CUDA path was written. It is tested on the CPU provider,"
-    " its kernel compiled for the host (docs/architecture.md), but has never run on a GPU: none of"
-    " its goals has been tried."
-}
+WHY_NOT = {"gpu": "It needs an NVIDIA GPU."}
 """Of benchmarks without a result: the reason, if there is one."""
 
 
@@ -66,10 +62,19 @@ def compose(directory: Path) -> str:
     for name, (heading, section) in SECTIONS.items():
         if name in found:
             parts += [f"## {heading}", _origin(found[name]), section(found[name]["data"])]
+            for other in _also(directory, name):
+                device = other["data"].get("device", "another machine")
+                parts += [f"### The same on {device}", _origin(other), section(other["data"])]
         else:
             why = WHY_NOT.get(name, "")
             parts += [f"## {heading}", f"Not measured yet: `make bench-{name}`. {why}"]
     return results.paragraphs(*parts) + "\n"
+
+
+def _also(directory: Path, name: str) -> list[dict[str, Any]]:
+    """Results of the same benchmark beside the main one: NAME-*.json."""
+    files = sorted(directory.glob(f"{name}-*.json"))
+    return [json.loads(file.read_text(encoding="utf-8")) for file in files]
 
 
 def other_machines(directory: Path) -> list[Path]:

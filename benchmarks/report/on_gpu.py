@@ -68,7 +68,7 @@ def _proof(model: dict[str, Any]) -> str:
     same = model["parity"]
     return (
         f"{model['name']}: {model['self_test']}. Against the same bundle on the CPU,"
-        f" {same['images']} images at the defaults: {same['equal_pixels']:.2%} of the pixels are"
+        f" {same['images']} images at the defaults: {same['equal_pixels']:.3%} of the pixels are"
         f" equal, the largest difference is {same['largest_difference']} of 255."
     )
 
