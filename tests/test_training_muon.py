@@ -20,7 +20,7 @@ def test_an_update_moves_all_directions_about_equally_far(shape: tuple[int, int]
     torch.manual_seed(0)
     matrix = torch.randn(shape) * torch.logspace(0, -1, shape[1])
     u, lengths, v = torch.linalg.svd(matrix, full_matrices=False)
-    update = orthogonalise(matrix)
+    [update] = orthogonalise([matrix])
     assert update.shape == shape
     singular = np.diag((u.T @ update @ v.T).numpy())  # the same directions, other lengths
     singular = singular[lengths.numpy() > 0.03 * lengths[0].item()]  # five steps do not reach all
@@ -33,7 +33,24 @@ def test_an_update_moves_all_directions_about_equally_far(shape: tuple[int, int]
 def test_the_size_of_the_gradient_does_not_matter() -> None:
     torch.manual_seed(0)
     matrix = torch.randn(16, 32)
-    torch.testing.assert_close(orthogonalise(matrix), orthogonalise(1000 * matrix))
+    torch.testing.assert_close(orthogonalise([matrix]), orthogonalise([1000 * matrix]))
+
+
+def test_matrices_are_orthogonalised_side_by_side_as_each_alone() -> None:
+    torch.manual_seed(0)
+    shapes = [(16, 144), (64, 64), (144, 16), (16, 16), (64, 576), (16, 144)]
+    matrices = [torch.randn(shape) * 10.0**n for n, shape in enumerate(shapes)]
+    together = orthogonalise(matrices)
+    assert [each.shape for each in together] == [torch.Size(shape) for shape in shapes]
+    for one, matrix in zip(together, matrices, strict=True):
+        torch.testing.assert_close(one, orthogonalise([matrix])[0], rtol=1e-4, atol=1e-5)
+
+
+def test_a_gradient_of_zeros_moves_nothing() -> None:
+    kernel = nn.Parameter(torch.ones(16, 16, 3, 3))
+    kernel.grad = torch.zeros_like(kernel)
+    Muon([kernel], **SETTINGS).step()
+    assert (kernel == 1).all()
 
 
 @pytest.mark.parametrize(
@@ -62,7 +79,7 @@ def test_a_kernel_moves_against_its_orthogonalised_gradient(
     Muon([kernel], **SETTINGS).step()
     moved = (kernel.detach() - before).permute(0, 2, 3, 1).reshape(16, -1)
     gradient = kernel.grad.permute(0, 2, 3, 1).reshape(16, -1)
-    torch.testing.assert_close(moved, -0.02 * orthogonalise(gradient), rtol=1e-4, atol=1e-6)
+    torch.testing.assert_close(moved, -0.02 * orthogonalise([gradient])[0], rtol=1e-4, atol=1e-6)
 
 
 def test_all_else_moves_as_adamw_moves_it() -> None:
