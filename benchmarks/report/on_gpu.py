@@ -44,7 +44,7 @@ def _drawn(data: dict[str, Any]) -> str:
     plain = f"images/s, ddpm in {data['plain_steps']} steps"
     return paragraphs(
         f"The defaults are {default['sampler']}, {default['num_steps']} steps, guidance"
-        f" {default['guidance_scale']:g}: {2 * default['num_steps']} rows an image.",
+        f" {default['guidance_scale']:g}.",
         table(("model", heading, "one image", plain), rows),
     )
 
