@@ -4,6 +4,7 @@ import logging
 import os
 import subprocess
 import sys
+import threading
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -19,6 +20,7 @@ from serving.device import HostDevice
 from serving.network import embedding_table, make_network
 from serving.onnx_session import ProviderError, Session, unet_signature
 from serving.providers import resolve_provider
+from serving.recording import CUDA
 from tests.step_fakes import MODEL, fake_bundle
 
 HAS_CUDA = "CUDAExecutionProvider" in onnxruntime.get_available_providers()
@@ -249,3 +251,64 @@ def test_a_bound_call_reads_and_writes_the_memory_that_it_was_given(bundle: Bund
         device.write(emb, given["emb"])
         call()
         np.testing.assert_array_equal(device.read(eps, 3), session.run("eps", given), strict=True)
+
+
+def test_of_a_failed_call_of_cuda_only_what_cuda_says_is_shown() -> None:
+    raised = RuntimeError(
+        "/src/core/providers/cuda/cuda_call.cc:154 std::conditional_t<THRW, void, Status> "
+        "onnxruntime::CudaCall(ERRTYPE, const char*) [with ERRTYPE = cudaError] CUDA failure 100: "
+        "no CUDA-capable device\n is detected ; GPU=-1 ; hostname=here ; file=/src/x.cc ; line=9"
+    )
+    said = "CUDA failure 100: no CUDA-capable device is detected"
+    assert onnx_session.one_line(raised) == said
+
+
+class _Binding:
+    def bind_input(self, *_: object) -> None: ...
+    def bind_output(self, *_: object) -> None: ...
+
+
+class _Recorder:
+    """A session that notes whether somebody else could use CUDA while it runs."""
+
+    def __init__(self) -> None:
+        self.alone: list[bool] = []
+
+    def io_binding(self) -> _Binding:
+        return _Binding()
+
+    def run_with_iobinding(self, *_: object) -> None:
+        used = threading.Event()
+
+        def use() -> None:
+            with CUDA.use():
+                used.set()
+
+        threading.Thread(target=use, daemon=True).start()
+        self.alone.append(not used.wait(0.5))
+
+
+def test_on_cuda_the_first_call_of_each_thread_is_made_while_nobody_uses_the_device() -> None:
+    session = _Recorder()
+    call = onnx_session.BoundCall(session, "cuda", 1, {}, {})  # type: ignore[arg-type]
+
+    def twice() -> None:
+        call()
+        call()
+
+    twice()
+    thread = threading.Thread(target=twice)
+    thread.start()
+    thread.join()
+    assert session.alone == [True, False, True, False]
+
+
+def test_a_recording_that_fails_is_tried_again_as_one() -> None:
+    session = _Recorder()
+    failing = SimpleNamespace(io_binding=session.io_binding, run_with_iobinding=None)
+    call = onnx_session.BoundCall(failing, "cuda", 1, {}, {})  # type: ignore[arg-type]
+    with pytest.raises(TypeError):
+        call()
+    failing.run_with_iobinding = session.run_with_iobinding
+    call()
+    assert session.alone == [True]
