@@ -75,21 +75,30 @@ def test_steps_under_way_beside_each_other_draw_the_reference_pixels(
         assert_reference_pixels(MODEL, request, sink.images)
 
 
-def test_a_lane_that_moves_to_the_other_worker_goes_on_from_where_it_was(bundle: Bundle) -> None:
-    engine = Engine(MODEL, two_workers(bundle, 8), max_lanes=8, together=False)
-    long, short = RecordingSink(), RecordingSink()
-    few, many = spec(count=4, num_steps=9, seed=5), spec(count=4, num_steps=3, seed=6)
-    engine.submit(few, long)
-    while (step := engine.begin()) is not None:  # its lanes are with both workers
-        step.run()
-        engine.finish(step)
-        if engine._batching.lanes_in_use == 4:
-            break
-    engine.submit(many, short)
+def test_a_lane_that_moves_to_the_other_worker_goes_on_from_where_it_was(
+    bundle: Bundle, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    network = two_workers(bundle, 8)
+    brought: list[tuple[int, int]] = []
+    bring = StepNetwork.bring
+
+    def noted(self: StepNetwork, x: np.ndarray, x_0: np.ndarray) -> int:
+        brought.append((network.workers.index(self), len(x)))
+        return bring(self, x, x_0)
+
+    monkeypatch.setattr(StepNetwork, "bring", noted)
+    engine, sink = Engine(MODEL, network, max_lanes=8, together=False), RecordingSink()
+    request = spec(count=4, num_steps=9, seed=5, guidance_scale=2.0)
+    engine.submit(request, sink)
+    first, other = engine._batching.denoisers
+    engine.step()
+    moved = first.lanes.count
+    assert first.set_aside(np.zeros(engine._batching.queue.slots, dtype=np.int64)) == moved > 0
+    assert other.resume(0, moved) == moved
     while engine.has_work:
         engine.step()
-    assert_reference_pixels(MODEL, few, long.images)
-    assert_reference_pixels(MODEL, many, short.images)
+    assert (1, moved) in brought
+    assert_reference_pixels(MODEL, request, sink.images)
 
 
 def test_threads_that_step_beside_each_other_draw_the_reference_pixels(bundle: Bundle) -> None:
