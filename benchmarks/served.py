@@ -9,6 +9,7 @@ import numpy.typing as npt
 
 from serving.engine import Engine
 from serving.engine_model import EngineModel, Network
+from serving.engine_statistics import StepStats
 from serving.engine_threads import EngineThreads
 from serving.request import GenerateSpec, NullSink, Outcome, Pixels
 
@@ -112,8 +113,8 @@ class Served:
         """Stops the threads."""
         self._threads.stop()
 
-    def _note(self, _model: str, stats: object) -> None:
-        self._steps.append((time.perf_counter(), getattr(stats, "rows_useful", 0)))
+    def _note(self, _model: str, stats: StepStats) -> None:
+        self._steps.append((time.perf_counter(), stats.rows_useful))
 
 
 class _ColdEngine(Engine):

@@ -54,12 +54,12 @@ class CudaDevice:
         device = _call(driver.cuDeviceGet(0))
         # ONNX Runtime's context too. Never released: it is the process's.
         self._context = _call(driver.cuDevicePrimaryCtxRetain(device))
-        self._binary = compile_kernel(nvrtc, self._architecture(device))
+        binary = compile_kernel(nvrtc, self._architecture(device))
         with self._entered():
             # Not the default stream, which is 0, and which ONNX Runtime takes for none.
             flags = driver.CUstream_flags.CU_STREAM_NON_BLOCKING
             self._stream = _call(driver.cuStreamCreate(flags))
-            module = _call(driver.cuModuleLoadData(_address(self._binary)))
+            module = _call(driver.cuModuleLoadData(_address(binary)))
             self._kernel = _call(driver.cuModuleGetFunction(module, b"prepare"))
         self.stream = int(self._stream)
         self._normal_table = tuple(self._constant(column) for column in normal_table())

@@ -126,7 +126,6 @@ def measure_lane_count(
         trials.append(trial := _Trial(model, network, lanes, rounds, clock))
         if not in_turns:  # CUDA graphs are recorded first, whatever that takes
             end += trial.beginning_seconds
-        if not in_turns:
             for _ in range(_ROUNDS - 1):
                 trial.step()
         if lanes >= fewest:
